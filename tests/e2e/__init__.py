@@ -1,0 +1,1 @@
+"""End-to-end tests: real processes, judged from outside by the command line's contract."""
