@@ -1,0 +1,1 @@
+"""The workers: the only room that knows Redis and RQ."""
