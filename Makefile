@@ -1,0 +1,77 @@
+# `make` lists the targets. Everything runs from .venv, which each target sets up as needed.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# haproxy and ip live in sbin, which a user's PATH may lack.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 17
+
+$(INSTALLED): pyproject.toml .ci/venv
+	@.ci/venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv with tar-like and the developers' tools in it
+
+# Without SRC the tree is this folder, less what the installation put into it.
+ifeq ($(SRC),)
+demo: export SRC := $(CURDIR)
+demo: DEMO_EXCLUDE := -x '^\.venv(/|$$)'
+else
+demo: export SRC := $(SRC)
+endif
+demo: export DEST := $(DEST)
+
+.PHONY: demo
+demo: install ## Copy a tree, then check the copy independently (SRC=folder DEST=folder for yours)
+	@dest=$${DEST:-$$(mktemp -d /tmp/tar-like-demo.XXXXXX)}
+	scratch=$$(mktemp -d)
+	trap 'rm -rf "$$scratch"' EXIT
+	echo "The copy goes to $$dest"
+	set -x
+	$(BIN)/tar-like sync $(DEMO_EXCLUDE) "$$SRC" "$$dest"
+	$(BIN)/tar-like index $(DEMO_EXCLUDE) -b "$$SRC" -db "$$scratch/index.sqlite"
+	$(BIN)/tar-like check -b "$$dest" -db "$$scratch/index.sqlite"
+
+.PHONY: servers
+servers:
+	@.ci/servers
+
+.PHONY: test
+test: install servers ## Run the tests (ARGS='-k resume -x' narrows them)
+	@$(BIN)/pytest --numprocesses auto $(ARGS)
+
+.PHONY: check
+check: install ## Check format, lint, types and layers
+	@$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: install ## Put the sources into their form and mend what the linter can
+	@$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: install ## Measure against rsync, tar, cp and the fan-out peers (ARGS=… goes to the benchmark)
+	@bench/setup
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what these targets made
+	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
