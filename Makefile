@@ -26,7 +26,9 @@ $(INSTALLED): pyproject.toml .ci/venv
 .PHONY: install
 install: $(INSTALLED) ## Make .venv with tar-like and the developers' tools in it
 
-# Without SRC the tree is this folder, less what the installation put into it.
+# Without SRC the tree is this folder, less what the installation put into it. It must hold still
+# while it is copied, so Python writes no bytecode into it.
+demo: export PYTHONDONTWRITEBYTECODE := 1
 ifeq ($(SRC),)
 demo: export SRC := $(CURDIR)
 demo: DEMO_EXCLUDE := -x '^\.venv(/|$$)'
