@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import pytest
+
 from tests import trees
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TAR_LIKE = (sys.executable, "-m", "tar_like")
 NOBODY = 65534
+POWERLESS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 PATIENCE = 60.0  # seconds; a deadline against hanging, not a measure of speed
 
 T = TypeVar("T")
@@ -126,11 +129,15 @@ class Job:
         self,
         *args: object,
         module: str = "tar_like",
+        powers: bool = True,
         user: int | None = None,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        self.command = [sys.executable, "-m", module, *(_text(arg) for arg in args)]
+        prefix = () if powers or not trees.ROOT else POWERLESS
+        if prefix and not shutil.which(prefix[0]):
+            pytest.skip("root needs setpriv (util-linux) to give up its power over file modes")
+        self.command = [*prefix, sys.executable, "-m", module, *(_text(arg) for arg in args)]
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -284,19 +291,30 @@ def run(
     *args: object,
     codes: tuple[int, ...] = (0,),
     module: str = "tar_like",
+    powers: bool = True,
     user: int | None = None,
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
     seconds: float = PATIENCE,
 ) -> Result:
-    """Run a tar-like command to its end; the exit code must be one of `codes`."""
-    with Job(*args, module=module, user=user, env=env, cwd=cwd) as job:
+    """Run a tar-like command to its end; the exit code must be one of `codes`.
+
+    Without `powers`, file modes hold for root too (it loses CAP_DAC_*).
+    """
+    with Job(*args, module=module, powers=powers, user=user, env=env, cwd=cwd) as job:
         return job.end(seconds).verify(*codes)
 
 
-def sync(src: Path, target: object, *args: object, codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
+def sync(
+    src: Path,
+    target: object,
+    *args: object,
+    codes: tuple[int, ...] = (0,),
+    powers: bool = True,
+) -> dict[str, Any]:
     """`tar-like sync --json`, its summary held to the contract."""
-    return transfer_summary(run("sync", src, target, "--json", *args, codes=codes))
+    result = run("sync", src, target, "--json", *args, codes=codes, powers=powers)
+    return transfer_summary(result)
 
 
 def upload(
@@ -378,6 +396,7 @@ class Watcher:
             while not self._stop.is_set():
                 if self._dest.exists():
                     self._look()
+                self._stop.wait(0.01)  # leave the processor to those who are watched
         except Exception as e:  # noqa: BLE001 (raised again by the test's own thread)
             self._error = e
 
@@ -414,17 +433,17 @@ class _KeepErrors(urllib.request.HTTPErrorProcessor):
 
 def get(url: str) -> tuple[int, bytes]:
     """GET as JSON: status and body."""
-    status, _, body = http("GET", url)
+    status, _, body = request("GET", url)
     return status, body
 
 
-def http(method: str, url: str, body: bytes | None = None) -> tuple[int, str, bytes]:
+def request(method: str, url: str, body: bytes | None = None) -> tuple[int, str, bytes]:
     """One request: status, content type and body. OSError when nobody answers."""
-    request = urllib.request.Request(
+    question = urllib.request.Request(
         url, data=body, method=method, headers={"Accept": "application/json"}
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _KeepErrors())
-    with opener.open(request, timeout=20) as response:
+    with opener.open(question, timeout=20) as response:
         return response.status, response.headers.get("Content-Type", ""), response.read()
 
 
