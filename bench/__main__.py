@@ -84,8 +84,9 @@ def places(options: argparse.Namespace) -> Iterator[dict[Where, Place]]:
             }
     finally:
         remove_tree(tmpfs)
+        if any(disk.glob("bench-dest-*")):
+            (Path(options.work) / REMOVED).touch()
         remove_tree(disk)
-        (Path(options.work) / REMOVED).touch()
 
 
 def warn_of_removed(work: Path) -> None:

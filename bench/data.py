@@ -83,7 +83,7 @@ def _make(path: Path, size: int, pieces: Iterator[bytes]) -> None:
     """Write the first `size` bytes of `pieces`; they may be fewer if `pieces` end."""
     if path.exists():
         return
-    unfinished = path.with_name(f"../.{path.name}.part").resolve()
+    unfinished = path.parent.parent / f".{path.name}.part"
     left = size
     with open(unfinished, "wb") as file:
         for piece in pieces:
