@@ -62,8 +62,8 @@ def parse() -> argparse.Namespace:
 
 
 def chosen_works(options: argparse.Namespace) -> list[Work]:
-    known = {work.key for work in WORKS}
-    if unknown := set(options.only or ()) - known:
+    known = [work.key for work in WORKS]
+    if unknown := set(options.only or ()) - set(known):
         sys.exit(f"No work is called {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     chosen = [work for work in WORKS if not options.only or work.key in options.only]
     return [work for work in chosen if work.data == "small" or not options.quick]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -99,8 +100,7 @@ def _random_pieces() -> Iterator[bytes]:
 
 def _text_pieces(folder: Path) -> Iterator[bytes]:
     """Documents and sources, each once up to a pool of 200 MiB; then the pool again and again."""
-    pool = folder / ".text.pool"
-    with open(pool, "w+b") as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for path in islice(_texts(), 200_000):
             file.write(path.read_bytes())
             if file.tell() >= TEXT_POOL:
@@ -110,7 +110,6 @@ def _text_pieces(folder: Path) -> Iterator[bytes]:
             file.seek(0)
             while piece := file.read(8 * MIB):
                 yield piece
-    pool.unlink()
 
 
 def _texts() -> Iterator[Path]:
