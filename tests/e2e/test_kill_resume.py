@@ -179,7 +179,7 @@ def test_a_sync_that_is_met_halfway_does_not_start_again(
     dst = work / "dst"
     dst.mkdir()
     total = trees.allocated(src)
-    share = dice.uniform(0.3, 0.8)
+    share = dice.uniform(0.5, 0.8)
     print(f"kill when {share:.2f} is staged")
     with Job("sync", src, dst, *options) as job:
         wait_for(
@@ -189,7 +189,8 @@ def test_a_sync_that_is_met_halfway_does_not_start_again(
         )
         job.kill()
     rest = sync(src, dst, *options)
-    assert rest["bytes_sent"] <= (1 - share) * total + (1 << 20), "it sent again what was there"
+    slack = 3 << 20  # records, blocks in flight, and small files that fill a page of the disk
+    assert rest["bytes_sent"] <= (1 - share) * total + slack, "it sent again what was there"
     assert_same(src, dst)
     assert_tidy(dst)
 

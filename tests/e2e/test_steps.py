@@ -67,13 +67,13 @@ def test_the_view_shows_the_original_columns(work: Path) -> None:
     seen = {path: node for path, node in look(tree.root).items() if node.kind == "file"}
     for path, node in seen.items():
         assert any(sizes.get(name) == node.size for name in node.links), path
-    taken = sorted((r["offset"], r["offset_end"]) for r in found if r["size"])
     held = [r for r in found if r["size"] and r["offset"] is not None]
     for row in held:
         assert row["offset_end"] == row["offset"] + row["size"] - 1, row
         assert row["size"] < 4096 or row["offset"] % 4096 == 0, row
-    distinct = sorted(set(taken))
-    for (_, end), (start, _) in itertools.pairwise(distinct):
+    assert held
+    taken = sorted({(row["offset"], row["offset_end"]) for row in held})
+    for (_, end), (start, _) in itertools.pairwise(taken):
         assert end < start, "two files overlap in the archive"
 
 
