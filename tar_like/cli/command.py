@@ -1,0 +1,95 @@
+"""The parser, and what happens around every command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from tar_like import __version__, config
+from tar_like.cli.output import Output
+from tar_like.errors import FAILURE, INTERRUPTED, USAGE, TarLikeError, UsageError, cause
+
+COMMANDS = ("sync", "index", "proxy", "upload", "check", "status")
+
+EPILOG = """\
+examples:
+  tar-like sync /data /mnt/copy                 one command, one machine
+  tar-like proxy -b /mnt/copy 8000              a receiver ...
+  tar-like sync /data http://host:8000/tar      ... and a sender
+  tar-like index -b /data && tar-like check -b /mnt/copy
+
+exit codes: 0 all done and verified; 1 failure; 2 usage; 3 done, but source entries could not be
+read or had changed; 4 check found differences; 130 interrupted.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ours."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    output = Output(json="--json" in words, quiet="-q" in words or "--quiet" in words)
+    try:
+        return _run(words, output)
+    except TarLikeError as error:
+        output.error(str(error))
+        return output.finish({}, error.exit_code)
+    except KeyboardInterrupt:
+        output.error("Interrupted. Run the same command again to go on.")
+        return output.finish({}, INTERRUPTED)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        output.error(f"{name}{cause(error)}.")
+        return output.finish({}, FAILURE)
+
+
+def _run(words: list[str], output: Output) -> int:
+    parser = _make_parser(words)
+    options = parser.parse_args(words)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    output.command = options.command
+    return int(import_module(f"tar_like.cli.{options.command}").run(options, output))
+
+
+def _make_parser(words: list[str]) -> argparse.ArgumentParser:
+    """The whole parser; only the command that is asked for brings its flags."""
+    parser = _Parser(
+        prog="tar-like",
+        description="Make a folder tree appear, verified, at a destination: many senders and "
+        "receivers, resumable, never claiming more than is true.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tar-like {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    settings = config.load() if asked in COMMANDS else config.Settings()
+    for name in COMMANDS:
+        module = import_module(f"tar_like.cli.{name}")
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(sub, settings)
+        sub.add_argument("--json", action="store_true", help="one summary object on stdout")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress, only errors")
+    return parser

@@ -1,0 +1,161 @@
+"""Flags and outcomes that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tar_like import config
+from tar_like.cli.output import Output, size
+from tar_like.errors import FAILURE, INTERRUPTED, OK, SOURCE_TROUBLE, UsageError
+from tar_like.index import BuildOptions, BuildSummary
+from tar_like.index.filters import make_filter
+from tar_like.source import Wanted
+
+
+class Pattern(argparse.Action):
+    """Collects --exclude and --include in the order given, as gitignore lines."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        lines = list(getattr(namespace, "patterns", None) or [])
+        lines.append(f"!{values}" if option_string == "--include" else values)
+        namespace.patterns = lines
+
+
+def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to take up from the source."""
+    parser.add_argument(
+        "-x", dest="regexes", metavar="REGEX", action="append", default=[],
+        help="leave out what matches, in the path relative to the base (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude", metavar="PATTERN", action=Pattern, dest="patterns", default=[],
+        help="leave out what matches this gitignore pattern (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--include", metavar="PATTERN", action=Pattern, dest="patterns",
+        help="an exception to the --exclude patterns before it",
+    )  # fmt: skip
+    parser.add_argument("-X", "--xattrs", action="store_true", help="extended attributes too")
+    parser.add_argument("-A", "--acls", action="store_true", help="POSIX ACLs too")
+
+
+def add_send_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    """How to send."""
+    parser.add_argument(
+        "-p", dest="processes", metavar="N", default=str(settings.processes),
+        help="sending processes (default: one a core)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-s", dest="size", metavar="SIZE", default=str(settings.block_size),
+        help="block size, as 16MiB, 30M or bytes (default: 8MiB)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compress", default=settings.compress, metavar="HOW",
+        help="auto (default: while it helps), lz4 or none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore-ca", action="store_true", help="do not verify the receiver's certificate"
+    )
+
+
+def block_size(options: argparse.Namespace, output: Output) -> int:
+    """The block size asked for; says so when it had to be rounded."""
+    rounded, was_rounded = config.block_size(options.size)
+    if was_rounded:
+        output.say(f"The block size is rounded up to {rounded} bytes, a multiple of 4096.")
+    return rounded
+
+
+def build_options(options: argparse.Namespace, *, algorithm: str, fresh: bool, jobs: int) -> BuildOptions:
+    """How to build an index."""
+    return BuildOptions(
+        algorithm=algorithm,
+        fresh=fresh,
+        jobs=jobs,
+        wanted=Wanted(
+            keep=make_filter(options.regexes, options.patterns),
+            xattrs=options.xattrs,
+            acls=options.acls,
+        ),
+    )
+
+
+def say_scanned(summary: BuildSummary, output: Output) -> None:
+    """What a scan found."""
+    text = f"{summary.entries} entries, {summary.files} files, {size(summary.bytes)}"
+    if summary.special:
+        text += f"; {summary.special} FIFOs, sockets or devices skipped"
+    output.say(text + ".")
+
+
+def forbid_inside(destination: str, base: str) -> None:
+    """Raises UsageError when one folder lies in the other."""
+    inner, outer = os.path.realpath(destination), os.path.realpath(base)
+    if inner == outer:
+        raise UsageError(f"The destination {destination} is the source itself.")
+    if inner.startswith(outer.rstrip("/") + "/"):
+        raise UsageError(f"The destination {destination} lies inside the source {base}.")
+    if outer.startswith(inner.rstrip("/") + "/"):
+        raise UsageError(f"The source {base} lies inside the destination {destination}.")
+
+
+@contextmanager
+def first_interrupt(stop: Callable[[], None], output: Output) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) calls ``stop``; the second ends the run at once."""
+
+    def handle(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        output.error("Finishing the blocks in flight; Ctrl-C again stops at once.")
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle), signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def report_upload(summary: Any, output: Output) -> int:
+    """Print how an upload ended; returns the exit code."""
+    code = _exit_code(summary)
+    output.end_progress()
+    for text in summary.errors[:10]:
+        output.error(text)
+    if len(summary.errors) > 10:
+        output.error(f"and {len(summary.errors) - 10} more errors like these.")
+    if summary.failures:
+        output.error(f"{len(summary.failures)} entries are not in place as they should be:")
+        output.listed([f"{failure.path}: {failure.reason}" for failure in summary.failures])
+    if summary.interrupted:
+        output.error("Interrupted: run the same command again to go on.")
+    elif summary.errors:
+        output.error("Not complete: run the same command again to go on.")
+    elif summary.state == "complete":
+        output.say(
+            f"Complete and verified: {size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
+            f"{size(summary.wire_bytes)} on the wire, {output.seconds:.1f} s."
+        )
+    else:
+        output.say(f"These blocks have arrived ({summary.blocks_sent} sent); others are missing.")
+    values = asdict(summary)
+    return output.finish(values, code)
+
+
+def _exit_code(summary: Any) -> int:
+    if summary.interrupted:
+        return INTERRUPTED
+    if summary.errors or any(not failure.source for failure in summary.failures):
+        return FAILURE
+    return SOURCE_TROUBLE if summary.failures else OK

@@ -1,0 +1,71 @@
+"""tar-like index"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from tar_like import config
+from tar_like.cli.output import Output
+
+HELP = "list a folder's entries, with hashes, in an SQLite file"
+DESCRIPTION = """\
+Write the index of a folder: every entry, with a digest of every file. An index that is there is
+brought up to date: the hashes of unchanged files (size, mtime, ctime, inode) are kept.
+
+  sqlite3 tar_like.db 'SELECT * FROM tar LIMIT 40'    shows what is in it
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_scan_arguments
+
+    parser.add_argument("-b", dest="base", metavar="BASE", default=settings.base, help="the folder")
+    parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="the index")
+    parser.add_argument("-c", dest="fresh", action="store_true", help="start afresh: hash all")
+    parser.add_argument(
+        "--hash", dest="algorithm", metavar="NAME", default="blake3",
+        help="blake3 (default), sha256, md5 or xxh3",
+    )  # fmt: skip
+    parser.add_argument(
+        "-j", dest="jobs", metavar="N", default=str(settings.processes),
+        help="hashing processes (default: one a core)",
+    )  # fmt: skip
+    add_scan_arguments(parser)
+
+
+def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like import digest
+    from tar_like.cli.common import build_options, say_scanned
+    from tar_like.errors import OK, SOURCE_TROUBLE
+    from tar_like.index import Index, build_index
+    from tar_like.source import open_source
+    from tar_like.errors import shown
+
+    digest.hasher(options.algorithm)
+    build = build_options(
+        options, algorithm=options.algorithm, fresh=options.fresh, jobs=config.count(options.jobs)
+    )
+    source = open_source(options.base)
+    try:
+        summary = build_index(source, options.db, build)
+    finally:
+        source.close()
+    say_scanned(summary, output)
+    output.say(
+        f"{summary.added} new, {summary.changed} changed, {summary.gone} gone; "
+        f"{summary.hashed} hashed, {summary.reused} hashes kept."
+    )
+    output.result(summary.id)
+    failures = []
+    if summary.unreadable:
+        with Index(options.db) as index:
+            failures = [
+                {"path": shown(row.path), "reason": row.detail}
+                for row in index.skipped()
+                if row.kind != "special"
+            ]
+        output.error(f"{len(failures)} entries could not be read:")
+        output.listed([f"{one['path']}: {one['reason']}" for one in failures])
+    values = {**dataclasses.asdict(summary), "skipped": summary.special, "failures": failures}
+    return output.finish(values, SOURCE_TROUBLE if failures else OK)

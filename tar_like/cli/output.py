@@ -1,0 +1,99 @@
+"""What the user sees: progress and sentences on stderr, a summary on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+MAX_LISTED = 100
+
+
+class Output:
+    """One command's output."""
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self.command = ""
+        self._json = json
+        self._quiet = quiet
+        self._started = time.monotonic()
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        """Something the user may want to know."""
+        if not self._quiet:
+            self._write(f"tar-like: {text}")
+
+    def error(self, text: str) -> None:
+        """Something the user must know."""
+        self._write(f"tar-like: {text}")
+
+    def listed(self, lines: list[str]) -> None:
+        """Names with reasons, on stderr; a long list is cut, and says so."""
+        for line in lines[:MAX_LISTED]:
+            self._write(f"  {line}")
+        if len(lines) > MAX_LISTED:
+            self._write(f"  and {len(lines) - MAX_LISTED} more (--json lists all)")
+
+    def result(self, text: str) -> None:
+        """A line of the result, on stdout; not with --json."""
+        if not self._json:
+            self.end_progress()
+            print(text)
+
+    def blocks(self, total: int, done: int) -> None:
+        """Start a progress bar, where somebody is looking."""
+        self.end_progress()
+        if self._quiet or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total, initial=done, unit="B", unit_scale=True, desc="sent", file=sys.stderr
+        )
+
+    def advance(self, raw: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(raw)
+
+    def end_progress(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> int:
+        """The end: the summary as JSON if that was asked for. Returns the exit code."""
+        self.end_progress()
+        if self._json:
+            head = {"command": self.command, "exit_code": exit_code, "seconds": self.seconds}
+            print(json.dumps({**head, **summary}))
+        return exit_code
+
+    @property
+    def seconds(self) -> float:
+        """Since the command began."""
+        return round(time.monotonic() - self._started, 3)
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=sys.stderr, flush=True)
+
+
+def size(count: int) -> str:
+    """Bytes for people.
+
+    >>> size(1500), size(3 << 20)
+    ('1500 B', '3.0 MiB')
+    """
+    if count < 10240:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1024:
+            break
+    return f"{value:.1f} {unit}"

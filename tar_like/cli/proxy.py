@@ -1,0 +1,47 @@
+"""tar-like proxy"""
+
+from __future__ import annotations
+
+import argparse
+
+from tar_like import config
+from tar_like.cli.output import Output
+
+HELP = "receive trees into a folder, over HTTP"
+DESCRIPTION = """\
+Run a receiver. Senders name its URL, http://HOST:PORT/tar. Several may serve one folder, also
+from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    parser.add_argument("-b", dest="base", metavar="DEST", default=settings.base, help="the folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "port", metavar="PORT", nargs="?", default=str(config.DEFAULT_PORT),
+        help=f"default {config.DEFAULT_PORT}; 0 picks a free one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processes", metavar="N", default=str(settings.processes),
+        help="serving processes (default: one a core)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.errors import OK, UsageError
+    from tar_like.proxy.server import ServerOptions, serve
+
+    if not options.port.isascii() or not options.port.isdigit() or int(options.port) > 65535:
+        raise UsageError(f"{options.port!r} is no port: use 0 to 65535.")
+    processes = config.count(options.processes)
+    serve(
+        ServerOptions(
+            destination=options.base,
+            host=options.host,
+            port=int(options.port),
+            processes=processes,
+            jobs=processes,
+        ),
+        lambda url: output.error(f"listening on {url}"),
+    )
+    return output.finish({}, OK)

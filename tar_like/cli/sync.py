@@ -1,0 +1,91 @@
+"""tar-like sync"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+
+from tar_like import config
+from tar_like.cli.output import Output
+
+HELP = "make a folder's content appear at a target, verified"
+DESCRIPTION = """\
+One command: scan SRC, send what TARGET lacks, commit. TARGET is a folder (a receiver runs on
+loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's content goes into TARGET, as
+with 'rsync SRC/ TARGET/'. Nothing is deleted. Whatever ends it, the same command goes on.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_scan_arguments, add_send_arguments
+
+    parser.add_argument("source", metavar="SRC", help="a folder")
+    parser.add_argument("target", metavar="TARGET", help="a folder, or a receiver's URL")
+    parser.add_argument("-db", dest="db", metavar="DB", help="keep the index in this file")
+    add_scan_arguments(parser)
+    add_send_arguments(parser, settings)
+
+
+def run(options: argparse.Namespace, output: Output) -> int:
+    if "://" in options.target:
+        from tar_like.upload.client import checked_url
+
+        return _sync(options, output, (checked_url(options.target),))
+    if options.target.startswith(("http:", "https:", "http/", "https/")):
+        from tar_like.errors import UsageError
+
+        raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
+    return _sync_to_folder(options, output)
+
+
+def _sync_to_folder(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli.common import forbid_inside
+    from tar_like.proxy.server import Receiver, ServerOptions
+    from tar_like.source import open_source
+
+    open_source(options.source).close()
+    if "://" not in options.source:
+        forbid_inside(options.target, options.source)
+    processes = config.count(options.processes)
+    cores = config.load().processes
+    serving = ServerOptions(destination=options.target, processes=min(processes, cores), jobs=cores)
+    with Receiver(serving) as receiver:
+        return _sync(options, output, tuple(receiver.urls))
+
+
+def _sync(options: argparse.Namespace, output: Output, urls: tuple[str, ...]) -> int:
+    from tar_like.cli.common import block_size, build_options, first_interrupt, report_upload
+    from tar_like.cli.common import say_scanned
+    from tar_like.index import build_index
+    from tar_like.source import open_source
+    from tar_like.upload.run import Upload, UploadOptions
+
+    settings = config.load()
+    size = block_size(options, output)
+    processes = config.count(options.processes)
+    compress = config.compression(options.compress)
+    build = build_options(options, algorithm="none", fresh=True, jobs=1)
+    with tempfile.TemporaryDirectory(prefix="tar-like-") as folder:
+        index_path = options.db or os.path.join(folder, "index.db")
+        source = open_source(options.source)
+        try:
+            say_scanned(build_index(source, index_path, build), output)
+        finally:
+            source.close()
+        upload = Upload(
+            UploadOptions(
+                source=options.source,
+                index_path=index_path,
+                urls=urls,
+                block_size=size,
+                processes=processes,
+                compress=compress,
+                ca_bundle=settings.ca_bundle,
+                verify_tls=not options.ignore_ca,
+            ),
+            output,
+        )
+        with first_interrupt(upload.stop, output):
+            summary = upload.run()
+    return report_upload(summary, output)

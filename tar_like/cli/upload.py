@@ -1,0 +1,64 @@
+"""tar-like upload"""
+
+from __future__ import annotations
+
+import argparse
+
+from tar_like import config
+from tar_like.cli.output import Output
+
+HELP = "send an indexed folder to a receiver"
+DESCRIPTION = """\
+Offer an index to a receiver, send the blocks that it lacks, and have it commit. Whatever ended an
+earlier run, the same command goes on with what is missing. With -f and -l only these blocks (both
+included) are sent; the receiver commits when no block is missing any more.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_send_arguments
+
+    parser.add_argument("-b", dest="base", metavar="BASE", default=settings.base, help="the folder")
+    parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="its index")
+    parser.add_argument("-dbp", dest="record", metavar="DB", help="keep a record of what was sent")
+    parser.add_argument(
+        "-u", dest="urls", metavar="URL", action="append",
+        help=f"the receiver (default {settings.url}); several of one destination share the work",
+    )  # fmt: skip
+    add_send_arguments(parser, settings)
+    parser.add_argument("-f", dest="first", metavar="N", help="first block to send")
+    parser.add_argument("-l", dest="last", metavar="N", help="last block to send, included")
+    parser.add_argument(
+        "--ignore-done", action="store_true", help="send blocks that the receiver has, too"
+    )
+
+
+def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli.common import block_size, first_interrupt, report_upload
+    from tar_like.source import open_source
+    from tar_like.upload.client import checked_url
+    from tar_like.upload.run import Upload, UploadOptions
+
+    settings = config.load()
+    first, last = config.block_range(options.first, options.last)
+    upload = Upload(
+        UploadOptions(
+            source=options.base,
+            index_path=options.db,
+            urls=tuple(checked_url(url) for url in options.urls or [settings.url]),
+            block_size=block_size(options, output),
+            processes=config.count(options.processes),
+            first=first,
+            last=last,
+            ignore_done=options.ignore_done,
+            compress=config.compression(options.compress),
+            ca_bundle=settings.ca_bundle,
+            verify_tls=not options.ignore_ca,
+            record=options.record,
+        ),
+        output,
+    )
+    open_source(options.base).close()
+    with first_interrupt(upload.stop, output):
+        summary = upload.run()
+    return report_upload(summary, output)

@@ -1,0 +1,97 @@
+"""Walker: open the directories below a root one name at a time, never following a symlink.
+
+    walker.dirfd(b"a/b") -> fd of b, reached as open(root) > openat(a) > openat(b)
+
+Works for paths longer than PATH_MAX. Keeps the fds of the current path open, but no more than
+``2 * KEEP``: of a deeper path the first and the last ones, and walks again from the nearest.
+Not thread-safe: one Walker a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+
+KEEP = 32
+_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Walker:
+    """File descriptors of directories below one root (which itself may be a symlink)."""
+
+    def __init__(self, root: str | bytes | os.PathLike[str]) -> None:
+        """Open the root. Raises OSError when it is missing or no directory."""
+        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._names: list[bytes] = []
+        self._fds: list[int] = []
+        self._current = b""
+
+    @property
+    def root(self) -> int:
+        """The root's own fd (O_PATH)."""
+        return self._root
+
+    def dirfd(self, directory: bytes) -> int:
+        """An O_PATH fd of a directory, valid until the next call.
+
+        Raises OSError: ENOENT when it is missing, ENOTDIR when a name on the way is a symlink
+        or a file.
+        """
+        if directory == self._current:
+            return self._fds[-1] if self._fds else self._root
+        names = directory.split(b"/") if directory else []
+        self._pop_to(_common(names, self._names))
+        for name in names[len(self._fds) :]:
+            self._push(name)
+        self._current = directory
+        return self._fds[-1] if self._fds else self._root
+
+    def split(self, path: bytes) -> tuple[int, bytes]:
+        """The fd of a path's parent directory, and the path's last name (``.`` for the root)."""
+        parent, _, name = path.rpartition(b"/")
+        return self.dirfd(parent), name or b"."
+
+    def close(self) -> None:
+        """Close every fd. The walker is of no use afterwards."""
+        self._pop_to(0)
+        os.close(self._root)
+
+    def __enter__(self) -> Walker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _push(self, name: bytes) -> None:
+        if name in (b"", b".", b".."):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        at = self._fds[-1] if self._fds else self._root
+        fd = os.open(name, _FLAGS, dir_fd=at)
+        self._fds.append(fd)
+        self._names.append(name)
+        middle = len(self._fds) - KEEP - 1
+        if middle >= KEEP:
+            os.close(self._fds[middle])
+            self._fds[middle] = -1
+
+    def _pop_to(self, depth: int) -> None:
+        """Forget the directories deeper than ``depth``, and those whose fds were given up."""
+        self._current = b"\0"
+        while len(self._fds) > depth or (self._fds and self._fds[-1] == -1):
+            fd = self._fds.pop()
+            self._names.pop()
+            if fd != -1:
+                os.close(fd)
+
+
+def _common(a: list[bytes], b: list[bytes]) -> int:
+    """How many leading names two paths share."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count

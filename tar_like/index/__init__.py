@@ -1,0 +1,15 @@
+"""The index: an SQLite file that lists every entry of a tree.
+
+    source.scan > number (ids, offsets, hard links) > reuse hashes of the old index
+                > hash the rest in parallel > rows, in canonical order > publish by rename
+
+The index's id is a digest over its canonical rows, so the same tree gives the same id.
+Not guaranteed: a tree that changes meanwhile is not seen at one instant; what differs when it
+is read is noticed then.
+"""
+
+from tar_like.index.build import BuildOptions, BuildSummary, build_index
+from tar_like.index.reader import Index
+from tar_like.index.validate import validate
+
+__all__ = ["BuildOptions", "BuildSummary", "Index", "build_index", "validate"]

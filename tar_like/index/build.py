@@ -1,0 +1,309 @@
+"""Build an index, or bring one up to date.
+
+A new file is always written next to the old one and renamed over it; the old one only serves
+as a memory of hashes, walked in step with the scan since both are in canonical order.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tar_like import digest
+from tar_like.codec import REASONS
+from tar_like.errors import IndexInvalid, TarLikeError, cause
+from tar_like.index import schema
+from tar_like.index.identity import Identity
+from tar_like.index.reader import Index
+from tar_like.layout import FILE, HARDLINK, Entry, Piece, place, sort_key
+from tar_like.source import Found, Skipped, Source, Wanted
+from tar_like.source.hashing import Hashed, hash_files
+
+CHUNK = 2000
+NO_HASH = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How to build an index."""
+
+    algorithm: str = digest.DEFAULT
+    """A name of tar_like.digest, or ``none`` to leave the files unread."""
+    fresh: bool = False
+    """Do not reuse the hashes of the old index."""
+    jobs: int = 1
+    """Processes that hash."""
+    wanted: Wanted = Wanted()
+
+
+@dataclass(slots=True)
+class BuildSummary:
+    """What was found and done."""
+
+    id: str = ""
+    entries: int = 0
+    files: int = 0
+    bytes: int = 0
+    hashed: int = 0
+    reused: int = 0
+    added: int = 0
+    changed: int = 0
+    gone: int = 0
+    special: int = 0
+    unreadable: int = 0
+
+
+def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummary:
+    """Write the index of a source to ``path``, by temporary file, sync and rename.
+
+    Raises IndexInvalid when ``path`` holds something that is no index (it is left alone),
+    SourceError when the source's root cannot be read.
+    """
+    old = _old_index(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        try:
+            summary = _Builder(source, options, None if options.fresh else old).write(temporary)
+            _publish(temporary, path)
+        except OSError as error:
+            raise TarLikeError(f"The index {path} cannot be written: {cause(error)}.") from None
+        except sqlite3.Error as error:
+            raise TarLikeError(f"The index {path} cannot be written: {error}.") from None
+    finally:
+        if old is not None:
+            old.close()
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return summary
+
+
+def _old_index(path: str) -> Index | None:
+    if not os.path.lexists(path):
+        return None
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return None
+    try:
+        return Index(path)
+    except IndexInvalid as error:
+        raise IndexInvalid(f"{error} It is left as it is; name another file with -db.") from None
+
+
+def _publish(temporary: str, path: str) -> None:
+    fd = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+
+
+class _Builder:
+    """One scan on its way into one new index."""
+
+    def __init__(self, source: Source, options: BuildOptions, old: Index | None) -> None:
+        self._source = source
+        self._options = options
+        self._memory = _Memory(old, options.algorithm)
+        self._summary = BuildSummary()
+        self._cursor = 0
+
+    def write(self, path: str) -> BuildSummary:
+        self._db = schema.create(path)
+        try:
+            self._db.execute(
+                "CREATE TEMP TABLE inode (dev INTEGER, ino INTEGER, entry_id INTEGER, "
+                "PRIMARY KEY (dev, ino)) WITHOUT ROWID"
+            )
+            identity = Identity(self._options.algorithm)
+            for chunk in _chunks(self._hashed()):
+                identity.add(chunk)
+                self._db.executemany(schema.INSERT_ENTRY, chunk)
+            self._summary.gone = self._memory.finish()
+            for row in self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
+                identity.add_xattr(*row)
+            self._finish(identity.id())
+            self._db.execute("COMMIT")
+        finally:
+            self._db.close()
+        return self._summary
+
+    def _finish(self, index_id: str) -> None:
+        summary = self._summary
+        summary.id = index_id
+        wanted = self._options.wanted
+        kinds = [name for name in ("xattrs", "acls") if getattr(wanted, name)]
+        meta = {
+            "id": index_id,
+            "hash": self._options.algorithm,
+            "source": self._source.url,
+            "entries": str(summary.entries),
+            "files": str(summary.files),
+            "bytes": str(summary.bytes),
+            "length": str(self._cursor),
+            "xattrs": " ".join(kinds),
+        }
+        self._db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))
+
+    def _hashed(self) -> Iterator[Entry]:
+        """The entries with their hashes: remembered, or computed in parallel."""
+        if self._options.algorithm == NO_HASH:
+            yield from self._numbered()
+            return
+        pairs = hash_files(
+            self._source, self._options.algorithm, self._numbered(), _to_hash,
+            jobs=self._options.jobs,
+        )  # fmt: skip
+        for entry, hashed in pairs:
+            yield entry if hashed is None else self._with_hash(entry, hashed)
+
+    def _with_hash(self, entry: Entry, hashed: Hashed) -> Entry:
+        self._summary.hashed += 1
+        if not hashed.digest:
+            self._skip(Skipped(entry.path, "unreadable", REASONS[hashed.reason]))
+            return entry
+        return entry._replace(hash=hashed.digest)
+
+    def _numbered(self) -> Iterator[Entry]:
+        """The scan's names as entries: ids, offsets and hard links assigned."""
+        summary = self._summary
+        for found in self._source.scan(self._options.wanted):
+            if isinstance(found, Skipped):
+                self._skip(found)
+                continue
+            entry_id = summary.entries
+            summary.entries += 1
+            if found.links > 1:
+                first = self._first_name(found, entry_id)
+                if first != entry_id:
+                    yield self._entry(found, entry_id, HARDLINK, 0, first, b"")
+                    continue
+            offset = self._cursor
+            remembered = self._memory.recall(found, summary)
+            if found.kind == FILE:
+                summary.files += 1
+                if found.size:
+                    offset = place(self._cursor, found.size)
+                    self._cursor = offset + found.size
+                    summary.bytes += found.size
+            if found.segments is not None:
+                self._db.executemany(
+                    "INSERT INTO segment VALUES (?, ?, ?)",
+                    ((entry_id, start, stop) for start, stop in found.segments),
+                )
+            if found.xattrs:
+                self._db.executemany(
+                    "INSERT INTO xattr VALUES (?, ?, ?)",
+                    ((entry_id, name, value) for name, value in found.xattrs),
+                )
+            yield self._entry(found, entry_id, found.kind, offset, -1, remembered)
+
+    def _entry(
+        self, found: Found, entry_id: int, kind: str, offset: int, link: int, remembered: bytes
+    ) -> Entry:
+        (path, _, size, mode, mtime, uid, gid, target, ctime, ino, _, _, token, _, _) = found
+        if kind == HARDLINK:
+            size, target, offset = 0, b"", self._cursor
+        return Entry(
+            entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link,
+            remembered, ctime, ino, token,
+        )  # fmt: skip
+
+    def _first_name(self, found: Found, entry_id: int) -> int:
+        """The first entry with the same inode; the inodes are kept on disk, not in memory."""
+        key = (_signed(found.dev), _signed(found.ino))
+        row = self._db.execute(
+            "SELECT entry_id FROM inode WHERE dev = ? AND ino = ?", key
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+        self._db.execute("INSERT INTO inode VALUES (?, ?, ?)", (*key, entry_id))
+        return entry_id
+
+    def _skip(self, skipped: Skipped) -> None:
+        if skipped.kind == "special":
+            self._summary.special += 1
+        else:
+            self._summary.unreadable += 1
+        self._db.execute("INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)", skipped)
+
+
+class _Memory:
+    """The hashes of an old index, walked in step with a new scan."""
+
+    def __init__(self, old: Index | None, algorithm: str) -> None:
+        self._usable = old is not None and old.algorithm == algorithm != NO_HASH
+        self._rows = old.entries() if old is not None else iter(())
+        self._next: Entry | None = next(self._rows, None)
+        self._gone = 0
+
+    def recall(self, found: Found, summary: BuildSummary) -> bytes:
+        """The known hash of an unchanged file, else nothing. Counts new and changed entries."""
+        row = self._next
+        if row is None or row.path != found.path:
+            row = self._seek(found.path)
+            if row is None:
+                summary.added += 1
+                return b""
+        self._next = next(self._rows, None)
+        same = (
+            row.size == found.size
+            and row.mtime == found.mtime
+            and row.ctime == found.ctime
+            and row.ino == found.ino
+            and row.kind == found.kind
+        )
+        if not same:
+            summary.changed += 1
+            return b""
+        if found.kind != FILE or not self._usable or not row.hash:
+            return b""
+        summary.reused += 1
+        return row.hash
+
+    def _seek(self, path: bytes) -> Entry | None:
+        key = sort_key(path)
+        while self._next is not None and sort_key(self._next.path) < key:
+            self._gone += self._next.kind != HARDLINK
+            self._next = next(self._rows, None)
+        if self._next is not None and self._next.path == path:
+            return self._next
+        return None
+
+    def finish(self) -> int:
+        """How many old entries were not found any more."""
+        if self._next is not None:
+            self._gone += self._next.kind != HARDLINK
+            self._gone += sum(1 for row in self._rows if row.kind != HARDLINK)
+        return self._gone
+
+
+def _to_hash(entry: Entry) -> Piece | None:
+    """The whole file as a piece, where its hash is not known yet."""
+    if entry.kind != FILE or entry.hash:
+        return None
+    return Piece(entry.id, entry.path, 0, entry.size, entry.size, entry.mtime, entry.token)
+
+
+def _signed(number: int) -> int:
+    """SQLite's integers are signed 64-bit; inode numbers are unsigned."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _printable(meta: dict[str, str]) -> list[tuple[str, str]]:
+    """Text that SQLite takes: a base that is not UTF-8 is escaped."""
+    return [
+        (key, value.encode("utf-8", "backslashreplace").decode()) for key, value in meta.items()
+    ]
+
+
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) >= CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

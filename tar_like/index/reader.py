@@ -1,0 +1,134 @@
+"""Reading an index."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tar_like.errors import IndexInvalid
+from tar_like.index import schema
+from tar_like.layout import Entry
+
+
+class SkippedRow(NamedTuple):
+    """A name that was seen but is not in the tree (source.Skipped)."""
+
+    path: bytes
+    kind: str
+    detail: str
+
+
+class Index:
+    """An index file, read-only. Rows stream in canonical order."""
+
+    def __init__(self, path: str) -> None:
+        """Raises IndexInvalid."""
+        self.path = path
+        self._db = schema.open_readonly(path)
+        try:
+            self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        except sqlite3.Error as error:
+            raise IndexInvalid(f"{path} is damaged ({error}).") from None
+        if not {"id", "hash", "entries", "length", "bytes"} <= self._meta.keys():
+            raise IndexInvalid(f"{path} was not finished: make it again with 'tar-like index'.")
+
+    @property
+    def id(self) -> str:
+        """The digest over the canonical rows, 64 hexadecimal digits."""
+        return self._meta["id"]
+
+    @property
+    def algorithm(self) -> str:
+        """The digest that ``hash`` holds: a name of tar_like.digest, or ``none``."""
+        return self._meta["hash"]
+
+    @property
+    def entry_count(self) -> int:
+        """How many entries there are, the root included."""
+        return int(self._meta["entries"])
+
+    @property
+    def file_bytes(self) -> int:
+        """Sum of the files' sizes."""
+        return int(self._meta["bytes"])
+
+    def entries(self, first: int = 0, stop: int | None = None) -> Iterator[Entry]:
+        """Entries with ids in ``[first, stop)``, in canonical order."""
+        rows = self._db.execute(
+            f"{schema.SELECT_ENTRY} WHERE id >= ? AND id < ? ORDER BY id",
+            (first, 1 << 62 if stop is None else stop),
+        )
+        return map(Entry._make, rows)
+
+    def backwards(self, kind: str) -> Iterator[Entry]:
+        """All entries of one kind, last first: a directory after everything in it."""
+        rows = self._db.execute(
+            f"{schema.SELECT_ENTRY} WHERE kind = ? ORDER BY id DESC", (kind,)
+        )
+        return map(Entry._make, rows)
+
+    def of_kind(self, kind: str) -> Iterator[Entry]:
+        """All entries of one kind, in order."""
+        rows = self._db.execute(f"{schema.SELECT_ENTRY} WHERE kind = ? ORDER BY id", (kind,))
+        return map(Entry._make, rows)
+
+    def linked(self) -> Iterator[int]:
+        """Ids of the entries that have further names (hard links), ascending."""
+        rows = self._db.execute("SELECT DISTINCT link FROM entry WHERE kind = 'h' ORDER BY 1")
+        return (row[0] for row in rows)
+
+    def entry(self, entry_id: int) -> Entry:
+        """One entry. Raises KeyError."""
+        row = self._db.execute(f"{schema.SELECT_ENTRY} WHERE id = ?", (entry_id,)).fetchone()
+        if row is None:
+            raise KeyError(entry_id)
+        return Entry._make(row)
+
+    def in_range(self, start: int, stop: int) -> Iterator[Entry]:
+        """The files whose bytes lie in ``[start, stop)`` of the virtual archive, even partly."""
+        rows = self._db.execute(
+            f"{schema.SELECT_ENTRY} WHERE kind = 'f' AND offset < ? AND offset + size > ? "
+            "ORDER BY id",
+            (stop, start),
+        )
+        return map(Entry._make, rows)
+
+    def segments(self) -> Iterator[tuple[int, int, int]]:
+        """(entry id, start, stop) of the data of files with holes, in order."""
+        return self._db.execute("SELECT entry_id, start, stop FROM segment ORDER BY 1, 2")
+
+    def xattrs(self, entry_id: int) -> list[tuple[bytes, bytes]]:
+        """Extended attributes of one entry."""
+        return self._db.execute(
+            "SELECT name, value FROM xattr WHERE entry_id = ? ORDER BY name", (entry_id,)
+        ).fetchall()
+
+    def all_xattrs(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(entry id, name, value) of every extended attribute, in order."""
+        return self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2")
+
+    @property
+    def xattr_names(self) -> frozenset[str]:
+        """Which kinds of extended attributes were taken up: ``xattrs``, ``acls``."""
+        return frozenset(self._meta.get("xattrs", "").split())
+
+    def skipped(self) -> Iterator[SkippedRow]:
+        """What a scan saw but did not take up, in order."""
+        rows = self._db.execute("SELECT path, kind, detail FROM skipped ORDER BY id")
+        return map(SkippedRow._make, rows)
+
+    def skipped_count(self, kind: str) -> int:
+        """How many names of one kind (``special``, ``unreadable``) are not in the tree."""
+        row = self._db.execute("SELECT count(*) FROM skipped WHERE kind = ?", (kind,)).fetchone()
+        return int(row[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

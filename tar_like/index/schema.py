@@ -1,0 +1,118 @@
+"""The index's tables, and how its file is opened."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from urllib.parse import quote
+
+from tar_like.errors import IndexInvalid
+
+APPLICATION_ID = 0x544C494B  # "TLIK"
+VERSION = 1
+
+TABLES = (
+    """CREATE TABLE meta (
+  key TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID""",
+    """CREATE TABLE entry (
+  id INTEGER PRIMARY KEY,
+  path BLOB NOT NULL,
+  kind TEXT NOT NULL,
+  size INTEGER NOT NULL,
+  offset INTEGER NOT NULL,
+  mode INTEGER NOT NULL,
+  mtime INTEGER NOT NULL,
+  uid INTEGER NOT NULL,
+  gid INTEGER NOT NULL,
+  target BLOB NOT NULL,
+  link INTEGER NOT NULL,
+  hash BLOB NOT NULL,
+  ctime INTEGER NOT NULL,
+  ino INTEGER NOT NULL,
+  token BLOB NOT NULL
+)""",
+    """CREATE TABLE segment (
+  entry_id INTEGER NOT NULL,
+  start INTEGER NOT NULL,
+  stop INTEGER NOT NULL,
+  PRIMARY KEY (entry_id, start)
+) WITHOUT ROWID""",
+    """CREATE TABLE xattr (
+  entry_id INTEGER NOT NULL,
+  name BLOB NOT NULL,
+  value BLOB NOT NULL,
+  PRIMARY KEY (entry_id, name)
+) WITHOUT ROWID""",
+    """CREATE TABLE skipped (
+  id INTEGER PRIMARY KEY,
+  path BLOB NOT NULL,
+  kind TEXT NOT NULL,
+  detail TEXT NOT NULL
+)""",
+    """CREATE VIEW tar AS
+  SELECT id, CAST(path AS TEXT) AS path, size, offset, offset + size - 1 AS offset_end,
+    lower(hex(hash)) AS hash
+  FROM entry WHERE kind = 'f'""",
+)
+INSERT_ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+SELECT_ENTRY = (
+    "SELECT id,path,kind,size,offset,mode,mtime,uid,gid,target,link,hash,ctime,ino,token FROM entry"
+)
+
+
+def create(path: str) -> sqlite3.Connection:
+    """A new, empty index for writing; not durable until it is synced and published."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=OFF")
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("PRAGMA cache_size=-32768")
+    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={VERSION}")
+    db.execute("BEGIN")
+    for table in TABLES:
+        db.execute(table)
+    return db
+
+
+def open_readonly(path: str) -> sqlite3.Connection:
+    """An index for reading, its schema compared to the letter. Raises IndexInvalid."""
+    if not os.path.exists(path):
+        raise IndexInvalid(f"The index {path} does not exist: make it with 'tar-like index'.")
+    try:
+        db = connect_readonly(path)
+        try:
+            _compare_schema(db, path)
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.Error as error:
+        raise IndexInvalid(f"{path} is not an index of tar-like ({error}).") from None
+    return db
+
+
+def connect_readonly(path: str) -> sqlite3.Connection:
+    """A connection that trusts nothing in the file's schema and cannot write."""
+    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.execute("PRAGMA cell_size_check=ON")
+    db.execute("PRAGMA cache_size=-16384")
+    return db
+
+
+def _compare_schema(db: sqlite3.Connection, path: str) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise IndexInvalid(f"{path} is not an index of tar-like.")
+    if version != VERSION:
+        raise IndexInvalid(
+            f"{path} is an index of version {version}, this is version {VERSION}: "
+            "make it again with 'tar-like index -c'."
+        )
+    found = {row[0] for row in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+    count = db.execute("SELECT count(*) FROM sqlite_schema WHERE sql IS NOT NULL").fetchone()[0]
+    if found != set(TABLES) or count != len(TABLES):
+        raise IndexInvalid(f"{path} has other tables than an index of tar-like has.")

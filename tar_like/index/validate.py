@@ -1,0 +1,172 @@
+"""Validate an index that somebody else made, in one pass, before anything is done with it.
+
+    schema to the letter > SQLite's own integrity check > every row > the id recomputed
+
+Nothing is believed: canonical order implies unique paths and parents before children; offsets
+are computed again. Raises IndexInvalid with the first rule that is broken.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Iterator
+
+from tar_like import digest
+from tar_like.errors import IndexInvalid, shown
+from tar_like.index import schema
+from tar_like.index.identity import Identity
+from tar_like.index.reader import Index
+from tar_like.layout import DIRECTORY, FILE, HARDLINK, PAGE, SYMLINK, Entry, place, sort_key
+
+CHUNK = 2000
+MAX_SIZE = 1 << 62
+MAX_NAME = 255
+MAX_TARGET = 4096
+MAX_XATTR = 65536
+_KINDS = (FILE, DIRECTORY, SYMLINK, HARDLINK)
+_HASH_SIZES = {**digest.SIZES, "none": 0}
+_TYPES = (int, bytes, str, int, int, int, int, int, int, bytes, int, bytes, int, int, bytes)
+_BAD_NAMES = (b"", b".", b"..")
+RESERVED = b".tar_like"
+
+
+def validate(path: str, index_id: str) -> None:
+    """Check an index file against every rule, and that its id is ``index_id``."""
+    try:
+        with Index(path) as index:
+            _check_file(path)
+            found = _check_rows(index)
+    except (sqlite3.Error, UnicodeDecodeError, ValueError, struct.error, OverflowError) as error:
+        raise IndexInvalid(f"The index is damaged ({error}).") from None
+    if found != index_id:
+        raise IndexInvalid("The index does not have the id it is offered under.")
+
+
+def _check_file(path: str) -> None:
+    db = schema.connect_readonly(path)
+    try:
+        result = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    finally:
+        db.close()
+    if result != "ok":
+        raise IndexInvalid(f"The index is damaged ({result}).")
+
+
+def _check_rows(index: Index) -> str:
+    if index.algorithm not in _HASH_SIZES:
+        raise IndexInvalid("The index names an unknown digest.")
+    identity = Identity(index.algorithm)
+    rows = _Rows(_HASH_SIZES[index.algorithm])
+    chunk: list[Entry] = []
+    for entry in index.entries(-(1 << 62)):
+        rows.check(entry)
+        chunk.append(entry)
+        if len(chunk) >= CHUNK:
+            identity.add(chunk)
+            chunk = []
+    identity.add(chunk)
+    if rows.count == 0:
+        raise IndexInvalid("The index has no root.")
+    if str(rows.count) != str(index.entry_count):
+        raise IndexInvalid("The index does not hold as many entries as it says.")
+    _check_links(index)
+    _check_segments(index)
+    for entry_id, name, value in _xattrs(index, rows.count):
+        identity.add_xattr(entry_id, name, value)
+    return identity.id()
+
+
+class _Rows:
+    """The rules for entries, given one after the other."""
+
+    def __init__(self, hash_size: int) -> None:
+        self._hash_size = hash_size
+        self._cursor = 0
+        self._last_key = b""
+        self._parents: list[bytes] = []
+        self.count = 0
+
+    def check(self, entry: Entry) -> None:
+        if tuple(map(type, entry)) != _TYPES:
+            raise IndexInvalid(f"Entry {self.count} has a value of a wrong type.")
+        (
+            entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash_,
+            _, _, _,
+        ) = entry  # fmt: skip
+        if entry_id != self.count:
+            raise IndexInvalid(f"Entry {entry_id} is not numbered in order.")
+        if self.count:
+            self._check_path(path)
+        elif path or kind != DIRECTORY:
+            raise IndexInvalid("The index does not start with its root.")
+        self.count += 1
+        if not 0 <= mode <= 0o7777 or not 0 <= uid < 1 << 32 or not 0 <= gid < 1 << 32:
+            raise IndexInvalid(f"{shown(path)} has a mode or an owner that cannot be.")
+        if kind == FILE:
+            self._check_file(path, size, offset, hash_)
+        elif size or hash_ or kind not in _KINDS:
+            raise IndexInvalid(f"{shown(path)} is of no kind that has such a size or digest.")
+        if kind == DIRECTORY and path:
+            self._parents.append(path)
+        if (kind == SYMLINK) != (0 < len(target) < MAX_TARGET) or b"\0" in target:
+            raise IndexInvalid(f"{shown(path)} has a link text that cannot be.")
+        if (kind == HARDLINK) != (0 < link < entry_id) or (kind != HARDLINK and link != -1):
+            raise IndexInvalid(f"{shown(path)} is a hard link to no earlier entry.")
+
+    def _check_file(self, path: bytes, size: int, offset: int, hash_: bytes) -> None:
+        if not 0 <= size < MAX_SIZE or len(hash_) not in (0, self._hash_size):
+            raise IndexInvalid(f"{shown(path)} has a size or a digest that cannot be.")
+        if size:
+            if offset != place(self._cursor, size) or offset + size >= MAX_SIZE:
+                raise IndexInvalid(f"{shown(path)} is not at its place in the archive.")
+            self._cursor = offset + size
+
+    def _check_path(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        if len(name) > MAX_NAME or b"\0" in path or name in _BAD_NAMES or path == RESERVED:
+            raise IndexInvalid(f"{shown(path)!r} is a name that cannot be.")
+        key = sort_key(path)
+        if key <= self._last_key:
+            raise IndexInvalid(f"{shown(path)} is twice in the index, or out of order.")
+        self._last_key = key
+        while self._parents and self._parents[-1] != parent:
+            self._parents.pop()
+        if parent and not self._parents:
+            raise IndexInvalid(f"{shown(path)} lies in no directory of the index.")
+
+
+def _check_links(index: Index) -> None:
+    for entry in index.of_kind(HARDLINK):
+        if index.entry(entry.link).kind not in (FILE, SYMLINK):
+            raise IndexInvalid(f"{shown(entry.path)} is a hard link to no file.")
+
+
+def _check_segments(index: Index) -> None:
+    size = last = -1
+    entry_id: int | None = None
+    for owner, start, stop in index.segments():
+        if not all(type(number) is int for number in (owner, start, stop)):
+            raise IndexInvalid("A data segment has a value of a wrong type.")
+        if owner != entry_id:
+            try:
+                entry = index.entry(owner)
+            except KeyError:
+                raise IndexInvalid("A data segment belongs to no entry.") from None
+            entry_id, size, last = owner, entry.size, -1
+            empty = start == stop == 0
+        if start % PAGE or not (last < start < stop <= size or (empty and stop == 0)):
+            raise IndexInvalid(f"The data segments of entry {owner} overlap or are out of range.")
+        if stop % PAGE and stop != size:
+            raise IndexInvalid(f"The data segments of entry {owner} do not end at a page.")
+        last = stop
+
+
+def _xattrs(index: Index, count: int) -> Iterator[tuple[int, bytes, bytes]]:
+    for entry_id, name, value in index.all_xattrs():
+        if (type(entry_id), type(name), type(value)) != (int, bytes, bytes):
+            raise IndexInvalid("An extended attribute has a value of a wrong type.")
+        fits = 0 < len(name) <= MAX_NAME and b"\0" not in name and len(value) <= MAX_XATTR
+        if not 0 <= entry_id < count or not fits or b"." not in name:
+            raise IndexInvalid("An extended attribute cannot be.")
+        yield entry_id, name, value

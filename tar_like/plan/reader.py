@@ -1,0 +1,127 @@
+"""Reading a plan: which pieces make up a block."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from tar_like.errors import IndexInvalid
+from tar_like.layout import Extent, Piece, block_count, block_range, clip
+from tar_like.plan import schema
+
+_PIECES = """
+SELECT x.offset, x.entry_id, e.path, x.start, x.stop, e.size, e.mtime, e.token
+FROM extent x JOIN idx.entry e ON e.id = x.entry_id
+WHERE x.offset >= coalesce((SELECT max(offset) FROM extent WHERE offset <= ?1), 0)
+  AND x.offset < ?2
+ORDER BY x.offset
+"""
+
+
+_EXTENTS = """
+SELECT offset, entry_id, start, stop FROM extent
+WHERE offset >= coalesce((SELECT max(offset) FROM extent WHERE offset <= ?1), 0) AND offset < ?2
+ORDER BY offset
+"""
+
+
+class Plan:
+    """A plan next to its index, read-only. One object a thread."""
+
+    def __init__(self, path: str, index_path: str) -> None:
+        """Raises IndexInvalid when the two files do not belong together."""
+        try:
+            self._db = sqlite3.connect(
+                _uri(path), uri=True, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA trusted_schema=OFF")
+            self._db.execute("ATTACH ? AS idx", (_uri(index_path),))
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            application = self._db.execute("PRAGMA application_id").fetchone()[0]
+            meta = dict(self._db.execute("SELECT key, value FROM meta"))
+            index_id = self._db.execute("SELECT value FROM idx.meta WHERE key = 'id'").fetchone()
+        except sqlite3.Error as error:
+            raise IndexInvalid(f"The plan {path} cannot be read ({error}).") from None
+        if (application, version) != (schema.APPLICATION_ID, schema.VERSION):
+            raise IndexInvalid(f"{path} is no plan of this version.")
+        if index_id is None or meta.get("index") != index_id[0]:
+            raise IndexInvalid(f"The plan {path} belongs to another index.")
+        self.index_id: str = meta["index"]
+        self.block_size = int(meta["block_size"])
+        self.length = int(meta["length"])
+        """Bytes of the virtual archive, padding included."""
+        self.bytes = int(meta["bytes"])
+        """Bytes to send."""
+        self.files = int(meta["files"])
+        """Files that the receiver lacks."""
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are."""
+        return block_count(self.length, self.block_size)
+
+    def pieces(self, block_no: int) -> list[Piece]:
+        """The pieces of one block, in order; block ``n`` is in ``[0, block_count)``."""
+        start, stop = block_range(block_no, self.block_size, self.length)
+        return list(self.pieces_between(start, stop))
+
+    def pieces_between(self, start: int, stop: int) -> Iterator[Piece]:
+        """The pieces that lie in ``[start, stop)`` of the plan, cut where needed."""
+        rows = self._db.execute(_PIECES, (start, stop))
+        for offset, entry_id, path, first, last, size, mtime, token in rows:
+            if offset < start:
+                first, offset = first + start - offset, start
+                if first >= last:
+                    continue
+            last = min(last, first + stop - offset)
+            yield Piece(entry_id, path, first, last, size, mtime, token)
+
+    def extents(self, block_no: int) -> list[Extent]:
+        """The parts of extents that lie in one block: what ``pieces`` gives, without the files."""
+        start, stop = block_range(block_no, self.block_size, self.length)
+        return list(self.extents_between(start, stop))
+
+    def extents_between(self, start: int, stop: int) -> Iterator[Extent]:
+        """The parts of extents that lie in ``[start, stop)`` of the plan."""
+        for row in self._db.execute(_EXTENTS, (start, stop)):
+            extent = Extent._make(row)
+            if extent.offset < start or extent.offset + extent.stop - extent.start > stop:
+                clipped = clip(extent, start, stop)
+                if clipped is None:
+                    continue
+                extent = clipped
+            yield extent
+
+    def lacking(self) -> Iterator[int]:
+        """Entry ids of the files that the receiver lacks, ascending."""
+        rows = self._db.execute(
+            "SELECT entry_id FROM extent UNION SELECT entry_id FROM bare ORDER BY 1"
+        )
+        return (row[0] for row in rows)
+
+    def bare(self) -> Iterator[int]:
+        """Entry ids of lacking files that have no bytes to send, ascending."""
+        return (row[0] for row in self._db.execute("SELECT entry_id FROM bare ORDER BY 1"))
+
+    def file_starts(self, step: int) -> Iterator[int]:
+        """Offsets where a file begins, about ``step`` bytes or 2,000 files apart, from 0."""
+        rows = self._db.execute("SELECT offset, entry_id FROM extent ORDER BY offset")
+        last_offset, last_entry, count = -step, -1, 0
+        for offset, entry_id in rows:
+            if entry_id == last_entry:
+                continue
+            last_entry = entry_id
+            count += 1
+            if offset - last_offset >= step or count >= 2000:
+                yield offset
+                last_offset, count = offset, 0
+
+    def close(self) -> None:
+        """Close both files."""
+        self._db.close()
+
+
+def _uri(path: str) -> str:
+    return f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"

@@ -1,0 +1,333 @@
+"""The HTTP face of the receiver (docs/protocol.md).
+
+    request > route > (body streamed into one kept buffer) > a thread does the work > answer
+
+Errors are RFC 9457 problem documents; a body needs Content-Length. The number of bodies in
+flight is bounded; beyond it the answer is 503 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import html
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tar_like import __version__
+from tar_like.errors import (
+    Busy,
+    LengthRequired,
+    ReceiverFailed,
+    TarLikeError,
+    TooLarge,
+    UsageError,
+)
+from tar_like.proxy.transfer import map_write_error, offer
+from tar_like.proxy.transfers import Transfers
+from tar_like.wire import (
+    BITMAP,
+    DIGEST_HEADER,
+    PROBLEM,
+    ROOT,
+    Inflater,
+    Status,
+    deflate_file,
+    parse_digest,
+)
+
+T = TypeVar("T")
+
+MAX_INDEX = 1 << 40
+"""Bytes that an offered index may have, uncompressed."""
+MAX_JSON = 4096
+BODIES_IN_FLIGHT = 8
+"""Blocks that one process takes in at a time."""
+BUSY_AFTER = 10.0
+"""Seconds that a request waits for its turn before it is told to come back."""
+CHECKPOINT_POLL = 0.5
+
+
+def make_app(transfers: Transfers, *, threads: int = 4) -> Starlette:
+    """The application that one serving process runs."""
+    service = _Service(transfers, threads)
+    one = f"{ROOT}/{{id}}"
+    routes = [
+        Route("/", service.page),
+        Route("/healthz", service.health),
+        Route("/metrics", service.metrics),
+        Route(ROOT, service.index),
+        Route(f"{one}/db", service.offer, methods=["PUT"]),
+        Route(f"{one}/db", service.send_index),
+        Route(f"{one}/plan", service.negotiate, methods=["POST"]),
+        Route(f"{one}/plan", service.send_plan),
+        Route(f"{one}/blocks", service.blocks),
+        Route(f"{one}/commit", service.commit, methods=["POST"]),
+        Route(f"{one}/{{block_size:int}}/{{block_no:int}}", service.block, methods=["PUT"]),
+        Route(one, service.status),
+    ]
+    handlers = {
+        TarLikeError: _problem,
+        HTTPException: _http_problem,
+        OSError: _os_problem,
+        ClientDisconnect: _gone,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
+
+
+class _Service:
+    def __init__(self, transfers: Transfers, threads: int) -> None:
+        self._transfers = transfers
+        self._executor = ThreadPoolExecutor(threads, "receive")
+        self._buffers = _Buffers(BODIES_IN_FLIGHT)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._checkpoints())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await self._run(self._transfers.close)
+            self._executor.shutdown()
+
+    async def _checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_POLL)
+            with contextlib.suppress(ReceiverFailed):  # receipts are dropped: blocks come again
+                await self._run(self._transfers.checkpoint_due)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def health(self, _: Request) -> Response:
+        home = self._transfers.destination.home
+        writable = await self._run(lambda: os.access(home, os.W_OK))
+        return PlainTextResponse("ok\n" if writable else "not writable\n", 200 if writable else 503)
+
+    async def index(self, _: Request) -> Response:
+        body = {
+            "name": "tar-like",
+            "version": __version__,
+            "transfers": [
+                json.loads(status.to_json()) for status in await self._run(self._transfers.all)
+            ],
+        }
+        return Response(json.dumps(body), media_type="application/json")
+
+    async def page(self, _: Request) -> Response:
+        return HTMLResponse(_page(await self._run(self._transfers.all)))
+
+    async def metrics(self, _: Request) -> Response:
+        return PlainTextResponse(_metrics(await self._run(self._transfers.all)))
+
+    async def status(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        return _answer(await self._run(lambda: self._transfers.status(transfer_id)))
+
+    async def offer(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        destination = self._transfers.destination
+        destination.transfer(transfer_id)  # is it an id at all?
+        length = _content_length(request)
+        folder = await self._run(destination.temporary)
+        try:
+            await self._store_index(request, os.path.join(folder, "index.db"), length)
+            await self._run(lambda: offer(destination, transfer_id, folder))
+        finally:
+            await self._run(lambda: destination.discard(folder))
+        return _answer(await self._run(lambda: self._transfers.get(transfer_id).status()), 201)
+
+    async def _store_index(self, request: Request, path: str, length: int) -> None:
+        with open(path, "wb") as file:
+            inflater = Inflater(file, min(MAX_INDEX, 1024 * length + (1 << 20)))
+            try:
+                async for chunk in request.stream():
+                    if chunk:
+                        await self._run(lambda data=chunk: inflater.feed(data))  # type: ignore[misc]
+                inflater.finish()
+                await self._run(lambda: os.fsync(file.fileno()))
+            except OSError as error:
+                raise map_write_error(error) from None
+
+    async def negotiate(self, request: Request) -> Response:
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        wanted = await _json(request)
+        block_size = wanted.get("block_size")
+        if type(block_size) is not int:
+            raise UsageError("Negotiating a plan needs a block_size in bytes.")
+        return _answer(await self._run(lambda: transfer.negotiate(block_size)))
+
+    async def send_index(self, request: Request) -> Response:
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        return StreamingResponse(deflate_file(transfer.index_path), media_type=BITMAP)
+
+    async def send_plan(self, request: Request) -> Response:
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        await self._run(transfer.plan)
+        return StreamingResponse(deflate_file(transfer.plan_path), media_type=BITMAP)
+
+    async def blocks(self, request: Request) -> Response:
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        if "application/json" in request.headers.get("accept", ""):
+            return _answer(await self._run(transfer.status))
+        return Response(await self._run(transfer.bitmaps), media_type=BITMAP)
+
+    async def block(self, request: Request) -> Response:
+        params = request.path_params
+        length = _content_length(request)
+        claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
+        transfer = await self._run(lambda: self._transfers.get(params["id"]))
+        limit = transfer.max_body(params["block_size"], params["block_no"])
+        if length > limit:
+            raise TooLarge(f"The body has {length} bytes; this block has at most {limit}.")
+        async with self._buffers.one(length) as buffer:
+            await _read_body(request, buffer)
+
+            def work() -> bool:
+                try:
+                    return transfer.receive(params["block_no"], buffer, claimed)
+                except OSError as error:
+                    raise map_write_error(error) from None
+
+            new = await self._run(work)
+        return Response(status_code=201 if new else 200)
+
+    async def commit(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        # Waits for a process: not on the threads that take in blocks.
+        status = await asyncio.to_thread(self._transfers.commit, transfer_id)
+        return _answer(status, 202 if status.state == "committing" else 200)
+
+
+class _Buffers:
+    """Buffers for bodies: kept, so that their pages are not made anew for each block."""
+
+    def __init__(self, count: int) -> None:
+        self._turns = asyncio.Semaphore(count)
+        self._free: list[bytearray] = []
+
+    @contextlib.asynccontextmanager
+    async def one(self, length: int) -> AsyncIterator[memoryview]:
+        """A buffer of ``length`` bytes. Raises Busy when there is none for too long."""
+        try:
+            await asyncio.wait_for(self._turns.acquire(), BUSY_AFTER)
+        except TimeoutError:
+            raise Busy("The receiver takes in as many blocks as it can: try again.") from None
+        buffer = self._free.pop() if self._free else bytearray()
+        try:
+            if len(buffer) < length:
+                buffer = bytearray(length)
+            yield memoryview(buffer)[:length]
+        finally:
+            self._free.append(buffer)
+            self._turns.release()
+
+
+async def _read_body(request: Request, buffer: memoryview) -> None:
+    """Fill the buffer with the body. Raises UsageError when it is shorter or longer."""
+    position = 0
+    async for chunk in request.stream():
+        end = position + len(chunk)
+        if end > len(buffer):
+            raise UsageError("The body is longer than its Content-Length.")
+        buffer[position:end] = chunk
+        position = end
+    if position != len(buffer):
+        raise UsageError("The body is shorter than its Content-Length.")
+
+
+def _content_length(request: Request) -> int:
+    text = request.headers.get("content-length")
+    if text is None or "transfer-encoding" in request.headers:
+        raise LengthRequired("The body needs a Content-Length.")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise UsageError("The Content-Length is not a number.")
+    return int(text)
+
+
+async def _json(request: Request) -> dict[str, object]:
+    length = _content_length(request)
+    if length > MAX_JSON:
+        raise TooLarge("The body is larger than such a request is.")
+    try:
+        found = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise UsageError("The body is not JSON.") from None
+    if not isinstance(found, dict):
+        raise UsageError("The body is not a JSON object.")
+    return found
+
+
+def _answer(status: Status, code: int = 200) -> Response:
+    return Response(status.to_json(), code, media_type="application/json")
+
+
+def _problem_document(slug: str, status: int, detail: str) -> Response:
+    body = {"type": f"urn:tar-like:{slug}", "title": slug, "status": status, "detail": detail}
+    headers = {"retry-after": "1"} if status == Busy.http_status else None
+    return Response(json.dumps(body), status, headers, media_type=PROBLEM)
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TarLikeError)
+    return _problem_document(error.slug, error.http_status, str(error))
+
+
+async def _http_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem_document("http", error.status_code, error.detail)
+
+
+async def _os_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    mapped = map_write_error(error)
+    assert isinstance(mapped, TarLikeError)
+    return _problem_document(mapped.slug, mapped.http_status, str(mapped))
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it: the sender has closed the connection
+
+
+def _page(statuses: list[Status]) -> str:
+    rows = "".join(
+        f"<tr><td><code>{html.escape(one.id[:16])}</code></td><td>{html.escape(one.state)}</td>"
+        f"<td>{one.received} of {one.blocks}</td><td>{one.durable}</td><td>{one.bytes}</td></tr>"
+        for one in statuses
+    )
+    return (
+        "<!doctype html><meta charset=utf-8><title>tar-like</title>"
+        "<h1>tar-like receiver</h1><table border=1 cellpadding=6><tr><th>transfer</th>"
+        "<th>state</th><th>blocks received</th><th>durable</th><th>bytes to send</th></tr>"
+        f"{rows}</table><p>{len(statuses)} transfers under way.</p>"
+    )
+
+
+_GAUGES = {
+    "blocks": "Blocks in the plan.",
+    "received": "Blocks received and verified.",
+    "durable": "Blocks that survive a power cut.",
+    "bytes": "Bytes in the plan.",
+}
+
+
+def _metrics(statuses: list[Status]) -> str:
+    lines = []
+    for name, text in _GAUGES.items():
+        lines += [f"# HELP tar_like_{name} {text}", f"# TYPE tar_like_{name} gauge"]
+        lines += [
+            f'tar_like_{name}{{transfer="{one.id}",state="{one.state}"}} {getattr(one, name)}'
+            for one in statuses
+        ]
+    return "\n".join(lines) + "\n"
+

@@ -1,0 +1,307 @@
+"""Give verified files their names.
+
+    directories, parents first > files and symlinks (parallel) > hard links
+    > directories' metadata, children first > fingerprints
+
+Each name is put in place by one rename from staging (a directory by mkdir), so each is either
+old or new. Everything can be done again after a crash: a staged file that is gone has been
+renamed already. A name that cannot be put in place is reported and harms no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tar_like import digest
+from tar_like.dirfd import Walker
+from tar_like.errors import cause, shown
+from tar_like.index import Index
+from tar_like.index.schema import connect_readonly
+from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
+from tar_like.proxy.ledger import Landed
+from tar_like.proxy.metadata import Metadata
+from tar_like.proxy.staging import Staging
+from tar_like.wire import Failure
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+@dataclass(slots=True)
+class Applied:
+    """What a range of entries came to."""
+
+    landed: list[Landed] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    count: int = 0
+
+
+class Applier:
+    """Puts entries of one transfer in place. One a process; not thread-safe."""
+
+    def __init__(self, path: str, root: str) -> None:
+        """``path`` is the transfer's folder, ``root`` the destination."""
+        self._path = path
+        self._index = Index(os.path.join(path, "index.db"))
+        self._staging = Staging(os.path.join(path, "stage"))
+        self._walker = Walker(root)
+        self._metadata = Metadata(self._index.xattr_names)
+        self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+
+    def make_directories(self) -> list[Failure]:
+        """Every directory of the index, usable by us until its metadata is set."""
+        failures = []
+        for entry in self._index.of_kind(DIRECTORY):
+            try:
+                if entry.path:
+                    self._make_directory(entry)
+            except OSError as error:
+                failures.append(_failed(entry, error))
+        return failures
+
+    def _make_directory(self, entry: Entry) -> None:
+        parent, name = self._walker.split(entry.path)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+            return
+        except FileExistsError:
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(st.st_mode):
+            os.unlink(name, dir_fd=parent)
+            os.mkdir(name, 0o700, dir_fd=parent)
+        elif st.st_mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{self._walker.dirfd(entry.path)}", st.st_mode | 0o700)
+
+    def apply_range(self, first: int, stop: int) -> Applied:
+        """Files and symlinks with ids in ``[first, stop)``."""
+        applied = Applied()
+        known = _Known(self._path, first, stop)
+        for entry in self._index.entries(first, stop):
+            applied.count += 1
+            try:
+                if entry.kind == FILE:
+                    applied.landed += self._apply_file(entry, known)
+                elif entry.kind == SYMLINK:
+                    self._apply_symlink(entry)
+            except _Changed:
+                applied.failures.append(Failure(shown(entry.path), "changed", source=True))
+            except _Refused as refused:
+                applied.failures.append(Failure(shown(entry.path), str(refused), source=False))
+            except OSError as error:
+                applied.failures.append(_failed(entry, error))
+        known.close()
+        return applied
+
+    def _apply_file(self, entry: Entry, known: _Known) -> list[Landed]:
+        kept = known.kept(entry.id)
+        if kept is not None:
+            return [self._touch_kept(entry, kept)]
+        content = known.verified(entry.id)
+        if content is None:
+            if not known.is_bare(entry.id):
+                return []  # reported by verification
+            content = digest.of_zeros(self._algorithm, entry.size)
+            if entry.hash and entry.hash != content:
+                raise _Changed
+            self._stage_bare(entry)
+        parent, name = self._walker.split(entry.path)
+        with contextlib.suppress(FileNotFoundError):  # renamed before a crash: see below
+            self._rename_over(Staging.name(entry.id), name, parent)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if st.st_size != entry.size or st.st_mtime_ns != entry.mtime:
+            raise _Refused("was replaced in the destination during the commit")
+        return [Landed(entry.id, content, st.st_ino, st.st_ctime_ns)]
+
+    def _stage_bare(self, entry: Entry) -> None:
+        """A file without bytes to send: empty, or one hole."""
+        parent, name = self._walker.split(entry.path)
+        try:
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISREG(st.st_mode) and st.st_size == entry.size == 0 and st.st_nlink == 1:
+                fd = os.open(name, _READ, dir_fd=parent)
+                try:
+                    self._metadata.apply(fd, entry, st, self._index.xattrs(entry.id))
+                finally:
+                    os.close(fd)
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+        fd = self._staging.create(entry.id)
+        try:
+            os.ftruncate(fd, entry.size)
+            self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
+        finally:
+            os.close(fd)
+
+    def _touch_kept(self, entry: Entry, kept: Landed) -> Landed:
+        """A file whose content is in place: its metadata may have changed."""
+        parent, name = self._walker.split(entry.path)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        touched_by_us = st.st_mtime_ns == entry.mtime  # before a crash
+        untouched = st.st_ctime_ns == kept.ctime or touched_by_us
+        if st.st_ino != kept.ino or st.st_size != entry.size or not untouched:
+            raise _Refused("was changed in the destination during the transfer: run it again")
+        if not self._metadata.matches(entry, st) or self._index.xattr_names:
+            fd = os.open(name, _READ, dir_fd=parent)
+            try:
+                self._metadata.apply(fd, entry, st, self._index.xattrs(entry.id))
+                st = os.fstat(fd)
+            finally:
+                os.close(fd)
+        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
+
+    def _apply_symlink(self, entry: Entry) -> None:
+        parent, name = self._walker.split(entry.path)
+        xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
+        try:
+            same = os.readlink(name, dir_fd=parent) == entry.target
+        except OSError:
+            same = False
+        if same:
+            self._metadata.apply_link(name, parent, entry, xattrs)
+            return
+        staged = Staging.name(entry.id)
+        self._unlink_staged(entry.id)
+        try:
+            os.symlink(entry.target, staged, dir_fd=self._staging.fd)
+        except FileNotFoundError:
+            self._staging.make_shard(entry.id)
+            os.symlink(entry.target, staged, dir_fd=self._staging.fd)
+        self._metadata.apply_link(staged, self._staging.fd, entry, xattrs)
+        self._rename_over(staged, name, parent)
+
+    def link_hard_links(self, refused: set[int]) -> Applied:
+        """Further names of files: as links to their first name."""
+        applied = Applied()
+        for entry in self._index.of_kind(HARDLINK):
+            applied.count += 1
+            first = self._index.entry(entry.link)
+            try:
+                if entry.link in refused:
+                    raise _Refused(f"is a hard link to {shown(first.path)}, which did not arrive")
+                self._link(entry, first)
+            except _Refused as error:
+                applied.failures.append(Failure(shown(entry.path), str(error), source=True))
+            except OSError as error:
+                applied.failures.append(_failed(entry, error))
+        return applied
+
+    def _link(self, entry: Entry, first: Entry) -> None:
+        staged = Staging.name(entry.id)
+        self._unlink_staged(entry.id)
+        self._staging.make_shard(entry.id)
+        parent, name = self._walker.split(first.path)
+        os.link(
+            name, staged, src_dir_fd=parent, dst_dir_fd=self._staging.fd, follow_symlinks=False
+        )
+        inode = os.stat(staged, dir_fd=self._staging.fd, follow_symlinks=False).st_ino
+        parent, name = self._walker.split(entry.path)
+        try:
+            linked = os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino == inode
+        except FileNotFoundError:
+            linked = False
+        if linked:  # rename(2) of a link over another of the same file would do nothing
+            self._unlink_staged(entry.id)
+        else:
+            self._rename_over(staged, name, parent)
+
+    def fingerprint(self, entry_id: int) -> tuple[int, int]:
+        """(inode, ctime) of a file as it is now. Raises OSError."""
+        parent, name = self._walker.split(self._index.entry(entry_id).path)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return st.st_ino, st.st_ctime_ns
+
+    def finish_directories(self) -> list[Failure]:
+        """The directories' own metadata, children first."""
+        failures = []
+        for entry in self._index.backwards(DIRECTORY):
+            try:
+                fd = os.open(
+                    b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                    dir_fd=self._walker.dirfd(entry.path),
+                )  # fmt: skip
+                try:
+                    xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
+                    self._metadata.apply(fd, entry, os.fstat(fd), xattrs)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                failures.append(_failed(entry, error))
+        return failures
+
+    def _rename_over(self, staged: str, name: bytes, parent: int) -> None:
+        try:
+            os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            os.rmdir(name, dir_fd=parent)
+            os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
+
+    def _unlink_staged(self, entry_id: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(Staging.name(entry_id), dir_fd=self._staging.fd)
+
+
+class _Refused(Exception):
+    """An entry that cannot be put in place; the text says why."""
+
+
+class _Changed(Exception):
+    """The bytes that arrived are not those that the index has a digest of."""
+
+
+class _Known:
+    """What is known of the files of a range: kept, verified, or bare; asked for in order."""
+
+    def __init__(self, path: str, first: int, stop: int) -> None:
+        self._databases = [
+            connect_readonly(os.path.join(path, name))
+            for name in ("kept.db", "verified.db", "plan.db")
+        ]
+        self._kept, self._verified, self._bare = (
+            _Cursor(db.execute(f"SELECT * FROM {table} WHERE entry_id >= ? AND entry_id < ? "
+                               "ORDER BY entry_id", (first, stop)))
+            for db, table in zip(self._databases, ("landed", "verified", "bare"), strict=True)
+        )
+
+    def kept(self, entry_id: int) -> Landed | None:
+        row = self._kept.at(entry_id)
+        return None if row is None else Landed._make(row)
+
+    def verified(self, entry_id: int) -> bytes | None:
+        row = self._verified.at(entry_id)
+        return None if row is None else bytes(row[1])
+
+    def is_bare(self, entry_id: int) -> bool:
+        return self._bare.at(entry_id) is not None
+
+    def close(self) -> None:
+        for db in self._databases:
+            db.close()
+
+
+class _Cursor:
+    """Rows that start with an entry id, ascending, walked in step with the entries."""
+
+    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._rows = rows
+        self._next = next(rows, None)
+
+    def at(self, entry_id: int) -> tuple[Any, ...] | None:
+        while self._next is not None and self._next[0] < entry_id:
+            self._next = next(self._rows, None)
+        if self._next is not None and self._next[0] == entry_id:
+            return self._next
+        return None
+
+
+def _failed(entry: Entry, error: OSError) -> Failure:
+    reason = f"cannot be put in place: {cause(error)}"
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        reason = "cannot be put in place: a directory that is not empty has its name"
+    return Failure(shown(entry.path), reason, source=False)

@@ -1,0 +1,396 @@
+"""Commit: make staged files appear under their names, verified.
+
+    all blocks received? > verify staged files (parallel) > sync > verified.db
+    > names and metadata (parallel) > sync > ledger.db > report > transfer's folder removed
+
+Runs in a process of its own, one at a time for a destination (a lock file says so to all hosts).
+It can be killed anywhere and run again. A commit that ends without a report leaves
+``outcome.json``: blocks whose staged bytes were wrong are revoked and must be sent again, or an
+error says what is in the way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tar_like.errors import Conflict, TarLikeError, cause, shown
+from tar_like.index import Index
+from tar_like.layout import FILE
+from tar_like.plan import Plan
+from tar_like.process import start_pool_worker
+from tar_like.proxy import durable
+from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.ledger import LANDED, Landed
+from tar_like.proxy.place import Destination
+from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
+from tar_like.proxy.staging import mapped
+from tar_like.proxy.verify import Unit, UnitResult, Verifier, block_holds, units
+from tar_like.wire import COMPLETE, Failure, Status
+
+RANGE = 4096
+"""Entries that are put in place as one task."""
+INLINE = 2000
+"""Transfers of fewer entries are committed in one process."""
+VERIFIED = "CREATE TABLE verified (entry_id INTEGER PRIMARY KEY, digest BLOB NOT NULL)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a commit ended that did not complete the transfer."""
+
+    token: str
+    """Which request for a commit this answers."""
+    revoked: int = 0
+    error: str = ""
+    http_status: int = 500
+
+
+def read_outcome(path: str) -> Outcome | None:
+    """The last outcome in a transfer's folder."""
+    try:
+        with open(os.path.join(path, "outcome.json"), "rb") as file:
+            return Outcome(**json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def run_commit(root: str, transfer_id: str, token: str, jobs: int) -> None:
+    """Commit a transfer; how it ended is in files. Returns when it is complete or cannot go on."""
+    destination = Destination(root)
+    path = destination.transfer(transfer_id)
+    try:
+        lock = _take_lock(path)
+    except FileNotFoundError:
+        return  # complete meanwhile
+    try:
+        turn = os.open(os.path.join(destination.home, "commit.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        outcome = _attempt(destination, transfer_id, jobs)
+        if outcome is not None:
+            _write_outcome(path, replace(outcome, token=token))
+        os.close(turn)
+    finally:
+        os.close(lock)
+
+
+def _take_lock(path: str) -> int:
+    fd = os.open(os.path.join(path, "commit.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.stat(os.path.join(path, "plan.db"))
+    return fd
+
+
+def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
+    try:
+        return _Commit(destination, transfer_id, jobs).run()
+    except TarLikeError as error:
+        return Outcome(token="", error=str(error), http_status=error.http_status)
+    except OSError as error:
+        known = mapped(error)
+        if isinstance(known, TarLikeError):
+            return Outcome(token="", error=str(known), http_status=known.http_status)
+        return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
+    except sqlite3.Error as error:
+        return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+
+
+def _write_outcome(path: str, outcome: Outcome) -> None:
+    temporary = os.path.join(path, "outcome.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(outcome), file)
+    os.replace(temporary, os.path.join(path, "outcome.json"))
+
+
+class _Commit:
+    """One attempt to commit one transfer."""
+
+    def __init__(self, destination: Destination, transfer_id: str, jobs: int) -> None:
+        self._destination = destination
+        self._id = transfer_id
+        self._path = destination.transfer(transfer_id)
+        self._index = Index(os.path.join(self._path, "index.db"))
+        self._plan = Plan(os.path.join(self._path, "plan.db"), self._index.path)
+        self._receipts = Receipts(os.path.join(self._path, "receipts"))
+        self._receipts.refresh()
+        small = self._index.entry_count < INLINE and self._plan.bytes < 64 << 20
+        self._jobs = 1 if small else jobs
+        self._progress = _Progress(self._path)
+
+    def run(self) -> Outcome | None:
+        missing = self._plan.block_count - self._receipts.received
+        if missing:
+            raise Conflict(f"{missing} blocks are missing: send them first.")
+        with _Pool(self._jobs, self._path, self._destination.root) as pool:
+            failures = self._source_failures()
+            verified = os.path.join(self._path, "verified.db")
+            if not os.path.exists(verified):
+                revoked, changed = self._verify(pool, verified)
+                if revoked:
+                    return Outcome(token="", revoked=revoked)
+                failures += changed
+            else:
+                failures += self._changed_before(verified)
+            failures += self._apply(pool)
+        self._finish(failures)
+        return None
+
+    def _source_failures(self) -> list[Failure]:
+        return [
+            Failure(shown(self._index.entry(entry_id).path), reason(why), source=True)
+            for entry_id, why in sorted(self._receipts.omitted_entries().items())
+        ]
+
+    def _verify(self, pool: _Pool, final: str) -> tuple[int, list[Failure]]:
+        """Read everything back; returns the number of revoked blocks, and changed files."""
+        temporary = f"{final}.tmp"
+        _remove(temporary)
+        db = _new_database(temporary, VERIFIED)
+        db.execute("CREATE TABLE changed (entry_id INTEGER PRIMARY KEY)")
+        shared: dict[int, list[tuple[int, bytes]]] = {}
+        bad: list[int] = []
+        changed: list[int] = []
+        for result in pool.verify(units(self._plan)):
+            db.executemany("INSERT INTO verified VALUES (?, ?)", result.verified)
+            changed += result.changed
+            bad += result.bad_blocks
+            for block, offset, piece in result.shared:
+                shared.setdefault(block, []).append((offset, piece))
+        bad += self._judge_shared(shared)
+        db.executemany("INSERT INTO changed VALUES (?)", ((entry_id,) for entry_id in changed))
+        db.execute("COMMIT")
+        db.close()
+        if bad:
+            self._revoke(bad)
+            return len(bad), []
+        self._sync()
+        durable.publish(temporary, final)
+        return 0, [self._changed(entry_id) for entry_id in changed]
+
+    def _judge_shared(self, shared: dict[int, list[tuple[int, bytes]]]) -> Iterator[int]:
+        for block, pieces in shared.items():
+            if not block_holds(self._receipts, block, [piece for _, piece in sorted(pieces)]):
+                yield block
+
+    def _revoke(self, blocks: list[int]) -> None:
+        log = ReceiptLog(os.path.join(self._path, "receipts"))
+        log.revoke(
+            [
+                (block, receipt.epoch)
+                for block in sorted(blocks)
+                if (receipt := self._receipts.find(block)) is not None
+            ]
+        )
+        log.close()
+
+    def _changed(self, entry_id: int) -> Failure:
+        return Failure(shown(self._index.entry(entry_id).path), "changed", source=True)
+
+    def _changed_before(self, verified: str) -> list[Failure]:
+        """What an earlier attempt's verification found."""
+        db = sqlite3.connect(verified)
+        rows = db.execute("SELECT entry_id FROM changed ORDER BY 1").fetchall()
+        db.close()
+        return [self._changed(entry_id) for (entry_id,) in rows]
+
+    def _apply(self, pool: _Pool) -> list[Failure]:
+        applier = Applier(self._path, self._destination.root)
+        failures = applier.make_directories()
+        count = self._index.entry_count
+        ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))
+        landed = _new_database(self._landed(), LANDED)
+        for applied in pool.apply(ranges):
+            _insert(landed, applied.landed)
+            failures += applied.failures
+            self._progress.add(applied.count)
+        failures += applier.link_hard_links(self._not_landed(landed)).failures
+        self._refresh_linked(applier, landed)
+        failures += applier.finish_directories()
+        landed.execute("COMMIT")
+        landed.close()
+        return failures
+
+    def _not_landed(self, landed: sqlite3.Connection) -> set[int]:
+        """Files with further names that are not in place themselves."""
+        query = "SELECT 1 FROM landed WHERE entry_id = ?"
+        return {
+            entry_id
+            for entry_id in self._index.linked()
+            if self._index.entry(entry_id).kind == FILE
+            and landed.execute(query, (entry_id,)).fetchone() is None
+        }
+
+    def _refresh_linked(self, applier: Applier, landed: sqlite3.Connection) -> None:
+        """Linking changes a file's ctime: take the fingerprints of linked files again."""
+        for entry_id in self._index.linked():
+            try:
+                fingerprint = applier.fingerprint(entry_id)
+            except OSError:
+                continue
+            landed.execute(
+                "UPDATE landed SET ino = ?, ctime = ? WHERE entry_id = ?", (*fingerprint, entry_id)
+            )
+
+    def _landed(self) -> str:
+        path = os.path.join(self._path, "landed.db")
+        _remove(path)
+        return path
+
+    def _finish(self, failures: list[Failure]) -> None:
+        """Names are in place: sync, then say so."""
+        self._sync()
+        folder = self._destination.temporary()
+        ledger = os.path.join(folder, "ledger.db")
+        shutil.copyfile(self._index.path, ledger)
+        db = sqlite3.connect(ledger, isolation_level=None)
+        db.execute("PRAGMA journal_mode=OFF")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("ATTACH ? AS source", (os.path.join(self._path, "landed.db"),))
+        db.execute("BEGIN")
+        db.execute(LANDED)
+        db.execute("INSERT INTO landed SELECT * FROM source.landed")
+        algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
+        db.execute("COMMIT")
+        db.close()
+        durable.publish(ledger, self._destination.ledger)
+        report = os.path.join(folder, "report.json")
+        with open(report, "wb") as file:
+            file.write(self._report(failures).to_json())
+        durable.publish(report, self._destination.report(self._id))
+        self._destination.drop_old_reports()
+        self._destination.discard(self._path)
+        self._destination.discard(folder)
+
+    def _report(self, failures: list[Failure]) -> Status:
+        count = self._plan.block_count
+        return Status(
+            id=self._id,
+            state=COMPLETE,
+            block_size=self._plan.block_size,
+            blocks=count,
+            received=count,
+            durable=count,
+            bytes=self._plan.bytes,
+            files=self._plan.files,
+            entries=self._index.entry_count,
+            committed=self._index.entry_count - len(failures),
+            failures=failures,
+        )
+
+    def _sync(self) -> None:
+        fd = os.open(self._destination.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            durable.sync_filesystem(fd)
+        finally:
+            os.close(fd)
+
+
+class _Progress:
+    """A number in a file, for whoever wants to see how far a commit is."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.join(path, "progress")
+        self._count = 0
+        self._last = 0.0
+
+    def add(self, count: int) -> None:
+        self._count += count
+        if time.monotonic() - self._last > 0.2:
+            self._last = time.monotonic()
+            with open(self._path, "w", encoding="ascii") as file:
+                file.write(str(self._count))
+
+
+class _Pool:
+    """Verifiers and appliers on several processes, or in this one."""
+
+    def __init__(self, jobs: int, path: str, root: str) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+        self._worker = _Worker(path, root)
+        if jobs > 1:
+            context = multiprocessing.get_context("fork")
+            self._executor = ProcessPoolExecutor(
+                jobs, context, _start_worker, (self._worker, os.getpid())
+            )
+
+    def verify(self, tasks: Iterable[Unit]) -> Iterator[UnitResult]:
+        if self._executor is None:
+            return map(self._worker.verify, tasks)
+        return self._executor.map(_verify, tasks)
+
+    def apply(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Applied]:
+        if self._executor is None:
+            return map(self._worker.apply, ranges)
+        return self._executor.map(_apply, ranges)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """What a process of the pool keeps."""
+
+    def __init__(self, path: str, root: str) -> None:
+        self._path = path
+        self._root = root
+        self._verifier: Verifier | None = None
+        self._applier: Applier | None = None
+
+    def verify(self, unit: Unit) -> UnitResult:
+        if self._verifier is None:
+            self._verifier = Verifier(self._path)
+        return self._verifier(unit)
+
+    def apply(self, ids: tuple[int, int]) -> Applied:
+        if self._applier is None:
+            self._applier = Applier(self._path, self._root)
+        return self._applier.apply_range(*ids)
+
+
+_worker: _Worker
+
+
+def _start_worker(worker: _Worker, parent: int) -> None:
+    global _worker
+    start_pool_worker(parent)
+    _worker = worker
+
+
+def _verify(unit: Unit) -> UnitResult:
+    return _worker.verify(unit)
+
+
+def _apply(ids: tuple[int, int]) -> Applied:
+    return _worker.apply(ids)
+
+
+def _insert(db: sqlite3.Connection, landed: list[Landed]) -> None:
+    db.executemany("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", landed)
+
+
+def _new_database(path: str, table: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=OFF")
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("BEGIN")
+    db.execute(table)
+    return db
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)

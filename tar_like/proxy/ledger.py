@@ -1,0 +1,183 @@
+"""The ledger: what the destination knows of its own content.
+
+    ledger.db = the index of the last commit + landed(entry_id, digest, ino, ctime)
+
+A file is *kept*, not sent, when the ledger's entry of that path has the wanted content and the
+file in the destination still has the fingerprint (size, mtime, ctime, inode) it had when its
+content was verified. Anything else is lacking. Ledger and index are walked in step.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tar_like.dirfd import Walker
+from tar_like.errors import IndexInvalid
+from tar_like.index import Index
+from tar_like.index.schema import connect_readonly
+from tar_like.layout import FILE, Entry, sort_key
+
+LANDED = """CREATE TABLE landed (
+  entry_id INTEGER PRIMARY KEY,
+  digest BLOB NOT NULL,
+  ino INTEGER NOT NULL,
+  ctime INTEGER NOT NULL
+)"""
+
+_ROWS = """
+SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime
+FROM entry e JOIN landed l ON l.entry_id = e.id ORDER BY e.id
+"""
+
+
+class Landed(NamedTuple):
+    """A file that is in its place, and the fingerprint it had when it got there."""
+
+    entry_id: int
+    digest: bytes
+    ino: int
+    ctime: int
+
+
+class _Row(NamedTuple):
+    path: bytes
+    size: int
+    mtime: int
+    hash: bytes
+    digest: bytes
+    ino: int
+    ctime: int
+
+
+class Ledger:
+    """The ledger of a destination, read-only; empty when there is none or it is damaged."""
+
+    def __init__(self, path: str) -> None:
+        self._db: sqlite3.Connection | None = None
+        self.algorithm = ""
+        """The digest that ``hash`` and ``digest`` of its rows are."""
+        if not os.path.exists(path):
+            return
+        try:
+            db = connect_readonly(path)
+            meta = dict(db.execute("SELECT key, value FROM meta"))
+            db.execute("SELECT count(*) FROM landed").fetchone()
+        except sqlite3.Error:
+            return
+        self._db = db
+        self.algorithm = meta.get("landed", "")
+
+    def rows(self) -> Iterator[_Row]:
+        """Files in canonical order."""
+        if self._db is None:
+            return iter(())
+        return map(_Row._make, self._db.execute(_ROWS))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._db is not None:
+            self._db.close()
+
+
+class Comparison:
+    """An index against what the destination holds: what is kept, what is lacking."""
+
+    def __init__(self, index: Index, ledger: Ledger, walker: Walker) -> None:
+        self._index = index
+        self._ledger = ledger
+        self._walker = walker
+        self._rows = ledger.rows()
+        self._next = next(self._rows, None)
+        self.kept: list[Landed] = []
+
+    def lacking(self, flush: _Flush) -> Iterator[Entry]:
+        """Files to be sent; what is kept goes to ``flush`` in lists, in order."""
+        for entry in self._index.of_kind(FILE):
+            row = self._find(entry.path)
+            if row is not None and self._same(entry, row) and self._untouched(entry, row):
+                self.kept.append(Landed(entry.id, row.digest, row.ino, row.ctime))
+                if len(self.kept) >= 2000:
+                    flush(self.kept)
+                    self.kept = []
+            else:
+                yield entry
+        flush(self.kept)
+
+    def _find(self, path: bytes) -> _Row | None:
+        row = self._next
+        if row is None:
+            return None
+        if row.path != path:
+            key = sort_key(path)
+            while row is not None and sort_key(row.path) < key:
+                row = next(self._rows, None)
+            self._next = row
+            if row is None or row.path != path:
+                return None
+        self._next = next(self._rows, None)
+        return row
+
+    def _same(self, entry: Entry, row: _Row) -> bool:
+        if entry.size != row.size:
+            return False
+        if entry.hash and self._ledger.algorithm == self._index.algorithm:
+            return entry.hash == row.digest
+        return not entry.hash and entry.mtime == row.mtime
+
+    def _untouched(self, entry: Entry, row: _Row) -> bool:
+        try:
+            parent, name = self._walker.split(entry.path)
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            return False
+        return (
+            st.st_ino == row.ino
+            and st.st_ctime_ns == row.ctime
+            and st.st_size == row.size
+            and st.st_mtime_ns == row.mtime
+        )
+
+
+class _Flush:
+    """Writes kept files to a table, a list at a time."""
+
+    def __init__(self, path: str) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute("BEGIN")
+        self._db.execute(LANDED)
+
+    def __call__(self, kept: list[Landed]) -> None:
+        self._db.executemany("INSERT INTO landed VALUES (?, ?, ?, ?)", kept)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._db.execute("COMMIT")
+        self._db.close()
+
+
+def compare(index: Index, ledger_path: str, root: str, kept_path: str) -> Iterator[Entry]:
+    """The files that the destination lacks, in order; the others are listed in ``kept_path``.
+
+    The kept file is complete once the iterator is exhausted.
+    """
+    ledger = Ledger(ledger_path)
+    flush = _Flush(kept_path)
+    try:
+        with Walker(root) as walker:
+            yield from Comparison(index, ledger, walker).lacking(flush)
+        flush.close()
+    finally:
+        ledger.close()
+
+
+def read_kept(path: str) -> Iterator[Landed]:
+    """The files that are kept, in order."""
+    if not os.path.exists(path):
+        raise IndexInvalid(f"{path} is missing.")
+    db = connect_readonly(path)
+    return map(Landed._make, db.execute("SELECT * FROM landed ORDER BY entry_id"))

@@ -1,0 +1,118 @@
+"""Places below a destination: where the receiver keeps its state.
+
+    DEST/.tar_like/
+        lock                  held shared by proxies, exclusively by a receiver for one run
+        ledger.db             the index of the last committed state, with fingerprints
+        transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
+        completed/ID.json     reports of finished transfers
+        tmp/                  what is being written; nothing there is ever looked at
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+
+from tar_like.errors import NotFound, TarLikeError, UsageError, cause
+from tar_like.wire import Status
+
+HOME = ".tar_like"
+KEEP_REPORTS = 16
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Destination:
+    """A destination's root folder and the receiver's own folder in it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.home = os.path.join(self.root, HOME)
+
+    def prepare(self) -> None:
+        """Make the folders. Raises TarLikeError when the destination cannot be used."""
+        try:
+            os.makedirs(self.root, exist_ok=True)
+            if os.path.islink(self.home):
+                raise UsageError(f"{self.home} is a symlink; remove it.")
+            for name in ("transfers", "completed", "tmp"):
+                os.makedirs(os.path.join(self.home, name), mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise UsageError(f"The destination {self.root} is not a folder.") from None
+        except OSError as error:
+            raise TarLikeError(
+                f"The destination {self.root} cannot be used: {cause(error)}."
+            ) from None
+
+    def lock(self, *, exclusive: bool) -> int:
+        """Hold the destination until the returned fd is closed. Raises TarLikeError if taken."""
+        fd = os.open(os.path.join(self.home, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise TarLikeError(
+                f"Another receiver is serving {self.root}: send to its URL, or wait until it ends."
+            ) from None
+        return fd
+
+    @property
+    def ledger(self) -> str:
+        """The index of the last committed state."""
+        return os.path.join(self.home, "ledger.db")
+
+    def transfer(self, transfer_id: str) -> str:
+        """The folder of a transfer. Raises NotFound for what is no id."""
+        if not _ID.fullmatch(transfer_id):
+            raise NotFound("That is not the id of a transfer.")
+        return os.path.join(self.home, "transfers", transfer_id)
+
+    def transfers(self) -> list[str]:
+        """Ids of the transfers that are not complete."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(os.path.join(self.home, "transfers")))
+        return []
+
+    def report(self, transfer_id: str) -> str:
+        """The report of a finished transfer."""
+        return os.path.join(self.home, "completed", f"{transfer_id}.json")
+
+    def read_report(self, transfer_id: str) -> Status | None:
+        """How a finished transfer ended, if that is still known."""
+        try:
+            with open(self.report(transfer_id), "rb") as file:
+                return Status.from_json(file.read())
+        except FileNotFoundError:
+            return None
+
+    def drop_old_reports(self) -> None:
+        """Keep the newest reports only."""
+        folder = os.path.join(self.home, "completed")
+        with os.scandir(folder) as entries:
+            ages = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
+        for _, path in ages[:-KEEP_REPORTS]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def temporary(self) -> str:
+        """A new, empty folder to write in."""
+        path = os.path.join(self.home, "tmp", secrets.token_hex(8))
+        os.mkdir(path, 0o700)
+        return path
+
+    def discard(self, path: str) -> None:
+        """Remove a folder of ours, at once by name, then its content."""
+        grave = os.path.join(self.home, "tmp", secrets.token_hex(8))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, grave)
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove leftovers in tmp. Only for who holds the exclusive lock."""
+        folder = os.path.join(self.home, "tmp")
+        for name in os.listdir(folder):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

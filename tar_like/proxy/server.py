@@ -1,0 +1,257 @@
+"""Running a receiver: one supervisor, several serving processes, a process for each commit.
+
+    supervisor: bind > fork serving processes > start commits that they ask for > replace the dead
+    serving process: uvicorn on the shared socket, or on a socket of its own
+
+A serving process asks through a pipe; the answer is in the transfer's files. Nothing else is
+shared. When the supervisor dies its children end too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tar_like.errors import TarLikeError, UsageError, cause
+from tar_like.process import die_with_parent
+from tar_like.proxy.place import Destination
+
+BACKLOG = 1024
+KEEP_ALIVE = 75
+SHUTDOWN = 5
+"""Seconds that requests in flight get when the receiver is told to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How to run a receiver."""
+
+    destination: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    processes: int = 1
+    exclusive: bool = False
+    """Be the destination's only receiver, with a port for each process; for one run."""
+    jobs: int = 1
+    """Processes of a commit."""
+
+
+class Receiver:
+    """A supervisor in a child process, for the duration of one run."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
+        destination = Destination(options.destination)
+        destination.prepare()
+        self._lock = destination.lock(exclusive=True)
+        destination.sweep()
+        sockets = [bind(options.host, 0) for _ in range(options.processes)]
+        self.urls = [_url(one) for one in sockets]
+        """One for each serving process."""
+        parent = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _run_child(parent, lambda: supervise(destination, sockets, options))
+        for one in sockets:
+            one.close()
+
+    def close(self) -> None:
+        """Stop it and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGTERM)
+            os.waitpid(self._pid, 0)
+        os.close(self._lock)
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(options: ServerOptions, ready: Callable[[str], None]) -> None:
+    """Run a receiver until SIGTERM or SIGINT. Raises TarLikeError when it cannot start."""
+    destination = Destination(options.destination)
+    destination.prepare()
+    lock = destination.lock(exclusive=False)
+    listener = bind(options.host, options.port)
+    try:
+        supervise(
+            destination, [listener] * options.processes, options, lambda: ready(_url(listener))
+        )
+    finally:
+        listener.close()
+        os.close(lock)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises TarLikeError with what is in the way."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except socket.gaierror:
+        raise UsageError(f"The host {host} is not known.") from None
+    except (OSError, OverflowError) as error:
+        text = cause(error) if isinstance(error, OSError) else "no such port"
+        raise TarLikeError(f"Cannot listen on {host}:{port}: {text}.") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/tar"
+
+
+def supervise(
+    destination: Destination,
+    sockets: list[socket.socket],
+    options: ServerOptions,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Keep a serving process on each socket, and run commits, until told to stop."""
+    supervisor = _Supervisor(destination, sockets, options)
+    supervisor.run(ready)
+
+
+class _Supervisor:
+    def __init__(
+        self, destination: Destination, sockets: list[socket.socket], options: ServerOptions
+    ) -> None:
+        self._destination = destination
+        self._sockets = sockets
+        self._options = options
+        self._reader, self._writer = os.pipe()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        os.set_blocking(self._wake_reader, False)
+        self._servers: dict[int, socket.socket] = {}
+        self._commits: set[int] = set()
+        self._stopping = False
+
+    def run(self, ready: Callable[[], None] | None) -> None:
+        import tar_like.proxy.serving  # noqa: F401 imported once, before the forks
+
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for one in self._sockets:
+            self._start_server(one)
+        if ready is not None:
+            ready()
+        pending = b""
+        while not self._stopping:
+            readable, _, _ = select.select([self._reader, self._wake_reader], [], [])
+            if self._wake_reader in readable:
+                _drain(self._wake_reader)
+            if self._reader in readable:
+                *lines, pending = (pending + os.read(self._reader, 4096)).split(b"\n")
+                for line in lines:
+                    self._start_commit(*line.decode().split())
+            self._reap()
+        self._end()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _start_server(self, listener: socket.socket) -> None:
+        from tar_like.proxy.serving import serve_socket
+
+        pid = self._fork(
+            lambda: serve_socket(
+                self._destination, listener, self._ask,
+                keep_alive=KEEP_ALIVE, shutdown=SHUTDOWN,
+            )
+        )  # fmt: skip
+        self._servers[pid] = listener
+
+    def _ask(self, transfer_id: str, token: str) -> None:
+        """In a serving process: have the supervisor start a commit."""
+        os.write(self._writer, f"{transfer_id} {token}\n".encode())
+
+    def _start_commit(self, transfer_id: str, token: str) -> None:
+        from tar_like.proxy.commit import run_commit
+
+        root, jobs = self._destination.root, self._options.jobs
+        self._commits.add(self._fork(lambda: run_commit(root, transfer_id, token, jobs)))
+
+    def _fork(self, work: Callable[[], None]) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _run_child(parent, work)
+        return pid
+
+    def _reap(self) -> None:
+        """Take note of children that ended; a serving process that died is replaced."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._commits.discard(pid)
+            listener = self._servers.pop(pid, None)
+            if listener is not None and not self._stopping:
+                if status:
+                    time.sleep(0.05)  # a process that cannot start must not be forked in a rush
+                self._start_server(listener)
+
+    def _end(self) -> None:
+        for pid in [*self._servers, *self._commits]:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + SHUTDOWN + 2
+        remaining = [*self._servers, *self._commits]
+        while remaining and time.monotonic() < deadline:
+            remaining = [pid for pid in remaining if not _ended(pid)]
+            if remaining:
+                time.sleep(0.005)
+        for pid in remaining:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def _drain(fd: int) -> None:
+    try:
+        while os.read(fd, 4096):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _run_child(parent: int, work: Callable[[], None]) -> None:
+    """What a forked child does: its work, then it ends, whatever happens. Never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the parent decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent(parent)
+        work()
+        code = 0
+    except TarLikeError as error:
+        sys.stderr.write(f"tar-like: {error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,83 @@
+"""Staging: files under numbers, in the destination's own filesystem.
+
+    stage/<entry id / 1024>/<entry id>     hexadecimal
+
+Writes are idempotent, at fixed offsets. Names appear in commit only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tar_like.errors import NoSpace
+from tar_like.proxy.durable import write_all
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Staging:
+    """The staged files of one transfer. Thread-safe."""
+
+    def __init__(self, directory: str) -> None:
+        """Raises OSError."""
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    @property
+    def fd(self) -> int:
+        """The staging folder's fd; names below it come from ``name``."""
+        return self._fd
+
+    @staticmethod
+    def name(entry_id: int) -> str:
+        """A staged file's name, relative to the staging folder."""
+        return f"{entry_id >> 10:x}/{entry_id:x}"
+
+    def create(self, entry_id: int) -> int:
+        """A writable fd of a staged file, made if it is new. Raises OSError, NoSpace."""
+        name = self.name(entry_id)
+        try:
+            return os.open(name, _CREATE, 0o600, dir_fd=self._fd)
+        except FileNotFoundError:
+            self.make_shard(entry_id)
+            return os.open(name, _CREATE, 0o600, dir_fd=self._fd)
+        except OSError as error:
+            raise mapped(error) from None
+
+    def make_shard(self, entry_id: int) -> None:
+        """Make the folder that a staged file lies in."""
+        try:
+            os.mkdir(f"{entry_id >> 10:x}", 0o700, dir_fd=self._fd)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise mapped(error) from None
+
+    def write(self, entry_id: int, data: memoryview, offset: int) -> None:
+        """Put bytes into a staged file. Raises OSError, NoSpace."""
+        fd = self.create(entry_id)
+        try:
+            if os.pwrite(fd, data, offset) != len(data):
+                write_all(fd, data, offset)
+        except OSError as error:
+            raise mapped(error) from None
+        finally:
+            os.close(fd)
+
+    def open(self, entry_id: int) -> int:
+        """A readable fd of a staged file. Raises FileNotFoundError when there is none."""
+        return os.open(
+            self.name(entry_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd
+        )
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self._fd)
+
+
+def mapped(error: OSError) -> Exception:
+    """A full disk as our own error; everything else as it is."""
+    if error.errno in _FULL:
+        return NoSpace("The destination's disk is full: make room, then run the same again.")
+    return error

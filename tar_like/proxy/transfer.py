@@ -1,0 +1,356 @@
+"""One transfer, as one serving process sees it: its files below transfers/ID.
+
+    offer > negotiate > receive blocks > (commit, in a process of its own)
+
+Every answer comes from files, so any process on any host gives the same one. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from tar_like import codec, digest
+from tar_like.codec import CHANGED
+from tar_like.errors import (
+    BlockInvalid,
+    Conflict,
+    NoSpace,
+    NotFound,
+    ReceiverFailed,
+    UsageError,
+    cause,
+)
+from tar_like.index import Index, validate
+from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
+from tar_like.plan import Plan, build_plan
+from tar_like.proxy import durable, ledger
+from tar_like.proxy.place import Destination
+from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
+from tar_like.proxy.staging import Staging, mapped
+from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
+
+CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_BYTES = 1 << 30
+RESERVE = 16 << 20
+"""Bytes to leave free beyond what a plan needs."""
+
+
+class Transfer:
+    """A transfer that is not complete."""
+
+    def __init__(self, destination: Destination, transfer_id: str) -> None:
+        """Raises NotFound when it has not been offered."""
+        self.id = transfer_id
+        self._destination = destination
+        self.path = destination.transfer(transfer_id)
+        self._lock = threading.Lock()
+        try:
+            self._identity = os.stat(self.path).st_ino
+            self._index = Index(os.path.join(self.path, "index.db"))
+            self._staging = Staging(os.path.join(self.path, "stage"))
+        except OSError:
+            raise NotFound("There is no such transfer: offer its index first.") from None
+        self._receipts = Receipts(os.path.join(self.path, "receipts"))
+        self._plan: Plan | None = None
+        self._log: ReceiptLog | None = None
+        self._last_checkpoint = time.monotonic()
+        self._unsynced = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether its folder is still the one that was opened."""
+        try:
+            return os.stat(self.path).st_ino == self._identity
+        except OSError:
+            return False
+
+    @property
+    def index_path(self) -> str:
+        """The validated index."""
+        return os.path.join(self.path, "index.db")
+
+    @property
+    def plan_path(self) -> str:
+        """The plan; there once it was negotiated."""
+        return os.path.join(self.path, "plan.db")
+
+    def negotiate(self, block_size: int) -> Status:
+        """Make the plan, or keep the one that is there (with its own block size). Idempotent.
+
+        Raises UsageError, NoSpace, OSError.
+        """
+        if block_size % PAGE or not PAGE <= block_size <= MAX_BLOCK_SIZE:
+            raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
+        with _held(os.path.join(self.path, "plan.lock")):
+            if not os.path.exists(self.plan_path):
+                self._make_plan(block_size)
+        return self.status()
+
+    def _make_plan(self, block_size: int) -> None:
+        folder = self._destination.temporary()
+        temporary = os.path.join(folder, "plan.db")
+        kept = os.path.join(folder, "kept.db")
+        try:
+            lacking = ledger.compare(
+                self._index, self._destination.ledger, self._destination.root, kept
+            )
+            build_plan(self._index, lacking, temporary, block_size)
+            self._check_space(temporary)
+            durable.publish(kept, os.path.join(self.path, "kept.db"))
+            durable.publish(temporary, self.plan_path)
+        finally:
+            self._destination.discard(folder)
+
+    def _check_space(self, plan_path: str) -> None:
+        plan = Plan(plan_path, self.index_path)
+        needed = plan.bytes + RESERVE
+        plan.close()
+        room = os.statvfs(self.path)
+        if needed > room.f_bavail * room.f_frsize:
+            raise NoSpace(
+                f"The destination has {room.f_bavail * room.f_frsize} bytes free; "
+                f"{needed} are needed: make room, then run the same again."
+            )
+
+    def plan(self) -> Plan:
+        """The plan. Raises NotFound before it was negotiated."""
+        if self._plan is None:
+            with self._lock:
+                if self._plan is None:
+                    if not os.path.exists(self.plan_path):
+                        raise NotFound("There is no plan yet: negotiate it first.")
+                    self._plan = Plan(self.plan_path, self.index_path)
+        return self._plan
+
+    def status(self) -> Status:
+        """What is there now."""
+        if not os.path.exists(self.plan_path):
+            return Status(id=self.id, state=OPEN, entries=self._index.entry_count)
+        plan = self.plan()
+        self._receipts.refresh()
+        return Status(
+            id=self.id,
+            state=COMMITTING if self.committing else RECEIVING,
+            block_size=plan.block_size,
+            blocks=plan.block_count,
+            received=self._receipts.received,
+            durable=self._receipts.durable,
+            bytes=plan.bytes,
+            files=plan.files,
+            entries=self._index.entry_count,
+            committed=read_progress(self.path),
+        )
+
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is running, on any host."""
+        try:
+            fd = os.open(os.path.join(self.path, "commit.lock"), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def bitmaps(self) -> bytes:
+        """The received blocks as bits, then the durable ones."""
+        count = self.plan().block_count
+        self._receipts.refresh()
+        received = bitmap(iter(self._receipts.blocks()), count)
+        return received + bitmap(iter(self._receipts.durable_blocks()), count)
+
+    def max_body(self, block_size: int, block_no: int) -> int:
+        """Bytes that the body of this block may have. Raises NotFound for no block of the plan."""
+        plan = self.plan()
+        if block_size != plan.block_size:
+            raise Conflict(f"This transfer has blocks of {plan.block_size} bytes.")
+        if not 0 <= block_no < plan.block_count:
+            raise NotFound(f"There is no block {block_no}: the plan has {plan.block_count}.")
+        # Each piece but the first and the last is whole: no more pieces than there are bytes.
+        return codec.max_body(block_size, block_size)
+
+    def receive(self, block_no: int, body: memoryview, claimed: bytes) -> bool:
+        """Verify, stage and record one block; False when it was there already. Idempotent.
+
+        Raises BlockInvalid before anything is written; Conflict when other bytes arrived as
+        this block before; NoSpace, OSError (nothing is acknowledged then).
+        """
+        with self._lock_plan() as plan:
+            extents = plan.extents(block_no)
+        decoded = codec.decode(body, [extent.stop - extent.start for extent in extents])
+        pieces = list(_pieces(extents, decoded))
+        digests = _digests(pieces, decoded.omissions)
+        if digest.of_block(digests) != claimed:
+            raise BlockInvalid("The block's bytes do not have the digest it claims.")
+        self._receipts.refresh()
+        known = self._receipts.digests(block_no)
+        if claimed in known:
+            return False
+        if known:
+            self._conflict(block_no, pieces, digests)
+        for extent, data in pieces:
+            if data is not None:
+                self._staging.write(extent.entry_id, data, extent.start)
+        epoch = self._receipts.epoch(block_no)
+        omitted = [
+            Omitted(block_no, epoch, extents[piece].entry_id, extents[piece].start, reason)
+            for piece, reason in decoded.omissions
+        ]
+        self._own_log().add_block(block_no, epoch, claimed, omitted)
+        self._unsynced += len(decoded.raw)
+        return True
+
+    def _conflict(
+        self, block_no: int, pieces: list[tuple[Extent, memoryview | None]], digests: list[bytes]
+    ) -> None:
+        """Mark the files whose bytes differ from those that arrived first."""
+        changed = [
+            extent.entry_id
+            for (extent, _), piece_digest in zip(pieces, digests, strict=True)
+            if self._staged_digest(extent) != piece_digest
+        ]
+        if changed:
+            epoch = self._receipts.epoch(block_no)
+            self._own_log().omit(
+                [Omitted(block_no, epoch, one, NO_PIECE, CHANGED) for one in changed]
+            )
+        raise Conflict(
+            f"Block {block_no} arrived before with other bytes: "
+            f"{len(changed)} source files have changed since."
+        )
+
+    def _staged_digest(self, extent: Extent) -> bytes:
+        try:
+            fd = self._staging.open(extent.entry_id)
+        except FileNotFoundError:
+            return b""
+        try:
+            return digest.of_piece(os.pread(fd, extent.stop - extent.start, extent.start))
+        finally:
+            os.close(fd)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether enough time or bytes passed since the last checkpoint."""
+        if self._log is None or not self._log.dirty:
+            return False
+        waited = time.monotonic() - self._last_checkpoint
+        return waited >= CHECKPOINT_SECONDS or self._unsynced >= CHECKPOINT_BYTES
+
+    def checkpoint(self) -> None:
+        """Make this process's receipts durable: data first, then the record.
+
+        Raises ReceiverFailed when the sync fails; what it would have covered is forgotten then.
+        """
+        log = self._log
+        if log is None:
+            return
+        self._last_checkpoint = time.monotonic()
+        self._unsynced = 0
+        mark = log.mark()
+        try:
+            durable.sync_filesystem(self._staging.fd)
+            log.checkpoint(mark)
+        except OSError as error:
+            log.distrust()
+            raise ReceiverFailed(
+                f"The destination cannot be synced ({cause(error)}): blocks must be sent again."
+            ) from None
+
+    def _own_log(self) -> ReceiptLog:
+        with self._lock:
+            if self._log is None:
+                self._log = ReceiptLog(os.path.join(self.path, "receipts"))
+            return self._log
+
+    @contextlib.contextmanager
+    def _lock_plan(self) -> Iterator[Plan]:
+        plan = self.plan()
+        with self._lock:
+            yield plan
+
+    def close(self) -> None:
+        """Close every file."""
+        self._index.close()
+        self._staging.close()
+        if self._plan is not None:
+            self._plan.close()
+        if self._log is not None:
+            self._log.close()
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Hold a lock file, across processes and hosts."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def offer(destination: Destination, transfer_id: str, folder: str) -> None:
+    """Take up an index that was written to ``folder/index.db``: validate, then publish.
+
+    Raises IndexInvalid (nothing is kept then), OSError.
+    """
+    validate(os.path.join(folder, "index.db"), transfer_id)
+    for name in ("stage", "receipts"):
+        os.mkdir(os.path.join(folder, name), 0o700)
+    with contextlib.suppress(OSError):  # another process was first, with the same index
+        durable.sync_directory(folder)
+        os.rename(folder, destination.transfer(transfer_id))
+
+
+def read_progress(path: str) -> int:
+    """How many entries a running commit has dealt with."""
+    try:
+        with open(os.path.join(path, "progress"), "rb") as file:
+            return int(file.read() or b"0")
+    except (OSError, ValueError):
+        return 0
+
+
+def _pieces(
+    extents: list[Extent], decoded: codec.Body
+) -> Iterator[tuple[Extent, memoryview | None]]:
+    """Each piece with its bytes; None for one that is omitted."""
+    omitted = {omission.piece for omission in decoded.omissions}
+    position = 0
+    for number, extent in enumerate(extents):
+        if number in omitted:
+            yield extent, None
+            continue
+        end = position + extent.stop - extent.start
+        yield extent, decoded.raw[position:end]
+        position = end
+
+
+def _digests(
+    pieces: list[tuple[Extent, memoryview | None]], omissions: tuple[codec.Omission, ...]
+) -> list[bytes]:
+    reasons = dict(omissions)
+    return [
+        digest.of_omission(reasons[number]) if data is None else digest.of_piece(data)
+        for number, (_, data) in enumerate(pieces)
+    ]
+
+
+def map_write_error(error: OSError) -> Exception:
+    """An error while writing as one that the sender understands."""
+    known = mapped(error)
+    if known is not error:
+        return known
+    return ReceiverFailed(f"The destination cannot be written: {cause(error)}.")
+
+

@@ -1,0 +1,262 @@
+"""Verify staged files before anything gets a name.
+
+    for each unit (whole files, about 64 MiB of the plan), on several processes:
+        read each piece back > its digest > the digest of each block against its receipt
+        the file's digest > against the index, where the index has one
+        metadata of the staged file
+
+A block that two units share is judged by the parent, from both units' piece digests. A block
+that does not have its receipt's digest is revoked: its staged bytes are not what arrived.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tar_like import digest
+from tar_like.index import Index
+from tar_like.layout import Entry, Extent
+from tar_like.plan import Plan
+from tar_like.proxy.metadata import Metadata
+from tar_like.proxy.receipts import Receipts
+from tar_like.proxy.staging import Staging
+
+UNIT = 64 << 20
+_MISSING = b""
+"""Stands for the digest of a piece that cannot be read: no block has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A range of the plan that begins and ends with a file."""
+
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class UnitResult:
+    """What was found in a unit."""
+
+    verified: list[tuple[int, bytes]] = field(default_factory=list)
+    """(entry id, digest of the file)."""
+    changed: list[int] = field(default_factory=list)
+    """Entries whose bytes are not those that the index has a digest of."""
+    bad_blocks: list[int] = field(default_factory=list)
+    shared: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """(block, offset of the piece, its digest) of blocks that reach beyond the unit."""
+    entries_of_block: dict[int, list[int]] = field(default_factory=dict)
+    """Entries in bad or shared blocks."""
+
+
+def units(plan: Plan) -> Iterator[Unit]:
+    """The plan, cut where files begin."""
+    start: int | None = None
+    for offset in plan.file_starts(UNIT):
+        if start is not None:
+            yield Unit(start, offset)
+        start = offset
+    if start is not None:
+        yield Unit(start, plan.length)
+
+
+class Verifier:
+    """Reads units of one transfer back. One a process."""
+
+    def __init__(self, path: str) -> None:
+        """``path`` is the transfer's folder."""
+        index_path = os.path.join(path, "index.db")
+        self._index = Index(index_path)
+        self._plan = Plan(os.path.join(path, "plan.db"), index_path)
+        self._staging = Staging(os.path.join(path, "stage"))
+        self._receipts = Receipts(os.path.join(path, "receipts"))
+        self._receipts.refresh()
+        self._omitted = self._receipts.omitted_entries()
+        self._metadata = Metadata(self._index.xattr_names)
+        self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        self._buffer = memoryview(bytearray(min(self._plan.block_size, UNIT)))
+
+    def __call__(self, unit: Unit) -> UnitResult:
+        result = UnitResult()
+        judge = _BlockJudge(self._plan, self._receipts, unit, result)
+        for entry, extents in self._files(unit):
+            file_digest = self._read(entry, extents, judge)
+            if entry.id in self._omitted:
+                continue
+            if entry.hash and entry.hash != file_digest:
+                result.changed.append(entry.id)
+            else:
+                result.verified.append((entry.id, file_digest))
+        judge.finish()
+        return result
+
+    def _files(self, unit: Unit) -> Iterator[tuple[Entry, list[Extent]]]:
+        """The unit's files with their extents, in order."""
+        extents = self._plan.extents_between(unit.start, unit.stop)
+        extent = next(extents, None)
+        if extent is None:
+            return
+        for entry in self._index.entries(extent.entry_id):
+            if extent.entry_id != entry.id:
+                continue
+            mine = []
+            while extent is not None and extent.entry_id == entry.id:
+                mine.append(extent)
+                extent = next(extents, None)
+            yield entry, mine
+            if extent is None:
+                return
+
+    def _read(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
+        """Hash a staged file, once a byte where it can be; give it its metadata."""
+        if entry.id in self._omitted:
+            self._read_omitted(entry, extents, judge)
+            return b""
+        try:
+            fd = os.open(
+                Staging.name(entry.id), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
+                dir_fd=self._staging.fd,
+            )  # fmt: skip
+        except FileNotFoundError:
+            judge.missing(extents)
+            return b""
+        try:
+            st = os.fstat(fd)
+            if st.st_size != entry.size:
+                os.ftruncate(fd, entry.size)
+                st = os.fstat(fd)
+            whole = self._hash(fd, entry, extents, judge)
+            xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
+            self._metadata.apply(fd, entry, st, xattrs)
+            return whole
+        finally:
+            os.close(fd)
+
+    def _hash(self, fd: int, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
+        first = extents[0]
+        if (
+            len(extents) == 1
+            and first.stop - first.start == entry.size
+            and judge.within_one_block(first)
+        ):
+            view = self._buffer[: entry.size]
+            if os.preadv(fd, [view], 0) != entry.size:
+                raise OSError(errno.EIO, "short read of a staged file")
+            piece = digest.of_piece(view)
+            judge.piece(first, piece)
+            return piece if self._algorithm == "blake3" else digest.of(self._algorithm, view)
+        return self._hash_large(fd, entry, extents, judge)
+
+    def _hash_large(
+        self, fd: int, entry: Entry, extents: list[Extent], judge: _BlockJudge
+    ) -> bytes:
+        """The file's digest, holes included, and those of its pieces."""
+        hasher = digest.hasher(self._algorithm)
+        position = 0
+        for extent in extents:
+            digest.add_zeros(hasher, extent.start - position)
+            for piece in judge.cut(extent):
+                view = self._pread(fd, piece.start, piece.stop)
+                judge.piece(piece, digest.of_piece(view))
+                hasher.update(view)
+            position = extent.stop
+        digest.add_zeros(hasher, entry.size - position)
+        return hasher.digest()
+
+    def _pread(self, fd: int, start: int, stop: int) -> memoryview:
+        view = self._buffer[: stop - start]
+        got = os.preadv(fd, [view], start)
+        while got < stop - start:
+            more = os.preadv(fd, [view[got:]], start + got)
+            if not more:
+                raise OSError(errno.EIO, "short read of a staged file")
+            got += more
+        return view
+
+    def _read_omitted(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> None:
+        """Pieces of a file that will not be committed, only to judge their blocks."""
+        for piece in (piece for extent in extents for piece in judge.cut(extent)):
+            reason = judge.omitted(piece)
+            if reason:
+                judge.piece(piece, digest.of_omission(reason))
+                continue
+            try:
+                fd = self._staging.open(entry.id)
+            except FileNotFoundError:
+                judge.piece(piece, _MISSING)
+                continue
+            try:
+                judge.piece(piece, digest.of_piece(self._pread(fd, piece.start, piece.stop)))
+            finally:
+                os.close(fd)
+
+
+class _BlockJudge:
+    """Collects piece digests, and compares each finished block with its receipt."""
+
+    def __init__(self, plan: Plan, receipts: Receipts, unit: Unit, result: UnitResult) -> None:
+        self._size = plan.block_size
+        self._plan = plan
+        self._receipts = receipts
+        self._unit = unit
+        self._result = result
+        self._block = -1
+        self._pieces: list[tuple[int, bytes]] = []
+        self._entries: list[int] = []
+
+    def within_one_block(self, extent: Extent) -> bool:
+        last = extent.offset + extent.stop - extent.start - 1
+        return extent.offset // self._size == last // self._size
+
+    def cut(self, extent: Extent) -> Iterator[Extent]:
+        """An extent's pieces, block by block."""
+        offset, entry_id, start, stop = extent
+        while start < stop:
+            room = self._size - offset % self._size
+            end = min(stop, start + room)
+            yield Extent(offset, entry_id, start, end)
+            offset += end - start
+            start = end
+
+    def piece(self, extent: Extent, piece_digest: bytes) -> None:
+        block = extent.offset // self._size
+        if block != self._block:
+            self._close()
+            self._block = block
+        self._pieces.append((extent.offset, piece_digest))
+        self._entries.append(extent.entry_id)
+
+    def omitted(self, piece: Extent) -> int:
+        """Why the source did not give this piece; 0 where it did."""
+        block = piece.offset // self._size
+        return self._receipts.omitted_piece(block, piece.entry_id, piece.start)
+
+    def missing(self, extents: list[Extent]) -> None:
+        """A staged file is not there although its blocks have receipts."""
+        for extent in extents:
+            for piece in self.cut(extent):
+                self.piece(piece, _MISSING)
+
+    def finish(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if not self._pieces:
+            return
+        block, pieces = self._block, self._pieces
+        start, stop = block * self._size, (block + 1) * self._size
+        if start < self._unit.start or min(stop, self._plan.length) > self._unit.stop:
+            self._result.shared += [(block, offset, piece) for offset, piece in pieces]
+            self._result.entries_of_block[block] = self._entries
+        elif not block_holds(self._receipts, block, [piece for _, piece in pieces]):
+            self._result.bad_blocks.append(block)
+            self._result.entries_of_block[block] = self._entries
+        self._pieces, self._entries = [], []
+
+
+def block_holds(receipts: Receipts, block_no: int, pieces: list[bytes]) -> bool:
+    """Whether piece digests make up a digest that the block has a receipt for."""
+    return digest.of_block(pieces) in receipts.digests(block_no)

@@ -1,0 +1,86 @@
+"""What a source must do, and the values it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from tar_like.codec import Omission
+from tar_like.layout import Piece
+
+
+class Found(NamedTuple):
+    """A name that a scan found. A NamedTuple, since millions are made."""
+
+    path: bytes
+    kind: str
+    """layout.FILE, DIRECTORY or SYMLINK; hard links are told apart by the index."""
+    size: int
+    mode: int
+    mtime: int
+    uid: int
+    gid: int
+    target: bytes
+    ctime: int
+    ino: int
+    dev: int
+    links: int
+    """How many names the inode has; more than 1 may mean hard links within the tree."""
+    token: bytes
+    segments: tuple[tuple[int, int], ...] | None
+    """The byte ranges that hold data, where a file has holes; None for one without."""
+    xattrs: tuple[tuple[bytes, bytes], ...]
+
+
+class Skipped(NamedTuple):
+    """A name that is not part of the index, and why."""
+
+    path: bytes
+    kind: str
+    """``special`` (a FIFO, socket or device) or ``unreadable``, which makes the run exit 3."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a scan is to take up."""
+
+    keep: Callable[[bytes, bool], bool] | None = None
+    """Given a relative path and whether it is a directory; False leaves it out, and all below."""
+    xattrs: bool = False
+    acls: bool = False
+
+
+class Reading(NamedTuple):
+    """What ``read`` did."""
+
+    length: int
+    """Bytes written to the start of the buffer."""
+    omissions: list[Omission]
+
+
+class Source(Protocol):
+    """A tree that can be listed and read at random. One object a process; not thread-safe."""
+
+    @property
+    def url(self) -> str:
+        """How to open this source again; the folder's path or the URL, without credentials."""
+
+    def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+        """Every name in canonical order (layout.sort_key), the root ``b""`` first.
+
+        What cannot be read is yielded as Skipped, never raised. Bounded memory.
+        Raises SourceError when the root itself cannot be read.
+        """
+
+    def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
+        """Read pieces end to end into a buffer that has room for all of them.
+
+        A piece whose file is not (any more) as the piece says (size, mtime, token), or that
+        cannot be read in full, takes no room and is listed as an omission. Never pads.
+        Idempotent. Never raises for what one file does.
+        """
+
+    def close(self) -> None:
+        """Give up file descriptors and connections."""

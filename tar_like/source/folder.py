@@ -1,0 +1,282 @@
+"""A folder as a source.
+
+    scan: depth first, names sorted as bytes, each stat'ed through its directory's fd
+    read: openat > preadv > fstat > close, the fstat last: what changed meanwhile is noticed
+
+Not guaranteed: a file that changes while keeping its size and its mtime is read as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
+from tar_like.dirfd import Walker
+from tar_like.errors import SourceError, UsageError, cause, shown
+from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
+from tar_like.source.contract import Found, Reading, Skipped, Wanted
+
+RUN = 100_000
+"""Names of one directory that are sorted in memory; more are merged from sorted files."""
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+RESERVED = b".tar_like"
+"""The receiver's own directory in a destination's root; never part of a tree."""
+
+
+class FolderSource:
+    """A tree below one folder (source.contract.Source)."""
+
+    def __init__(self, base: str) -> None:
+        self._base = os.path.abspath(base)
+        try:
+            self._walker = Walker(self._base)
+        except FileNotFoundError:
+            raise UsageError(f"The folder {base} does not exist.") from None
+        except NotADirectoryError:
+            raise UsageError(f"{base} is not a folder.") from None
+        except OSError as error:
+            raise SourceError(f"The folder {base} cannot be opened: {cause(error)}.") from None
+
+    @property
+    def url(self) -> str:
+        return self._base
+
+    def close(self) -> None:
+        self._walker.close()
+
+    def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+        root = self._stat(b"", wanted)
+        assert isinstance(root, Found)
+        listing = self._list(b"", wanted)
+        first = next(listing, None)
+        if isinstance(first, Skipped) and not first.path:
+            raise SourceError(f"The folder {self._base} cannot be read: {first.detail}.")
+        yield root
+        stack = [_chain(first, listing)]
+        while stack:
+            for found in stack[-1]:
+                yield found
+                if found.kind == DIRECTORY:
+                    stack.append(self._list(found.path, wanted))
+                    break
+            else:
+                stack.pop()
+
+    def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
+        omissions: list[Omission] = []
+        dirfd = self._walker.dirfd
+        position = 0
+        for number, (_, path, start, stop, size, mtime, _token) in enumerate(pieces):
+            end = position + stop - start
+            try:
+                parent, _, name = path.rpartition(b"/")
+                fd = os.open(name, _OPEN, dir_fd=dirfd(parent))
+                try:
+                    got = os.preadv(fd, [into[position:end]], start)
+                    if got != stop - start:
+                        got += _read_rest(fd, into[position + got : end], start + got)
+                    now = os.fstat(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                omissions.append(Omission(number, _reason(error)))
+                continue
+            if (
+                got != stop - start
+                or now.st_size != size
+                or now.st_mtime_ns != mtime
+                or not stat.S_ISREG(now.st_mode)
+            ):
+                omissions.append(Omission(number, CHANGED))
+                continue
+            position = end
+        return Reading(position, omissions)
+
+    def _list(self, directory: bytes, wanted: Wanted) -> Iterator[Found | Skipped]:
+        try:
+            names = self._names(directory)
+        except OSError as error:
+            yield Skipped(directory, "unreadable", cause(error))
+            return
+        prefix = directory + b"/" if directory else b""
+        for name in names:
+            path = prefix + name
+            if path == RESERVED:
+                continue
+            found = self._stat(path, wanted)
+            if found is not None:
+                yield found
+
+    def _names(self, directory: bytes) -> Iterable[bytes]:
+        """The names in a directory, sorted as bytes. Raises OSError."""
+        fd = os.open(b".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._walker.dirfd(directory))
+        try:
+            with os.scandir(fd) as entries:
+                return _sorted_names(os.fsencode(entry.name) for entry in entries)
+        finally:
+            os.close(fd)
+
+    def _stat(self, path: bytes, wanted: Wanted) -> Found | Skipped | None:
+        try:
+            parent, name = self._walker.split(path)
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            mode = st.st_mode
+            kind = _KINDS.get(stat.S_IFMT(mode))
+            if wanted.keep and path and not wanted.keep(path, kind == DIRECTORY):
+                return None
+            if kind is None:
+                return Skipped(path, "special", _special(mode))
+            target = os.readlink(name, dir_fd=parent) if kind == SYMLINK else b""
+            size = st.st_size if kind == FILE else 0
+            segments = None
+            if size and st.st_blocks * 512 < size:
+                segments = _segments(name, parent, size)
+            xattrs = _xattrs(name, parent, wanted) if wanted.xattrs or wanted.acls else ()
+        except FileNotFoundError:
+            return None  # gone since it was listed: not part of the tree any more
+        except OSError as error:
+            return Skipped(path, "unreadable", cause(error))
+        return Found(
+            path,
+            kind,
+            size,
+            stat.S_IMODE(mode) if kind != SYMLINK else 0o777,
+            st.st_mtime_ns,
+            st.st_uid,
+            st.st_gid,
+            target,
+            st.st_ctime_ns,
+            st.st_ino,
+            st.st_dev,
+            st.st_nlink if kind != DIRECTORY else 1,
+            b"",
+            segments,
+            xattrs,
+        )
+
+
+_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
+
+
+def _chain(
+    first: Found | Skipped | None, rest: Iterator[Found | Skipped]
+) -> Iterator[Found | Skipped]:
+    if first is not None:
+        yield first
+        yield from rest
+
+
+def _special(mode: int) -> str:
+    names = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return names.get(stat.S_IFMT(mode), "device")
+
+
+def _reason(error: OSError) -> int:
+    return VANISHED if error.errno in _GONE else UNREADABLE
+
+
+def _read_rest(fd: int, into: memoryview, start: int) -> int:
+    """Go on after a short read, until the end of the buffer or of the file."""
+    total = 0
+    while total < len(into):
+        got = os.preadv(fd, [into[total:]], start + total)
+        if not got:
+            break
+        total += got
+    return total
+
+
+def _segments(name: bytes, parent: int, size: int) -> tuple[tuple[int, int], ...] | None:
+    """The ranges of a sparse file that hold data, widened to pages."""
+    try:
+        fd = os.open(name, _OPEN, dir_fd=parent)
+    except OSError:
+        return None  # reading it will say what is wrong
+    try:
+        return tuple(_merged(_data(fd, size))) or ((0, 0),)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        position = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start // PAGE * PAGE, min(round_up(position), size)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    start = stop = 0
+    for first, last in ranges:
+        if first > stop:
+            if start != stop:
+                yield start, stop
+            start = first
+        stop = last
+    if start != stop:
+        yield start, stop
+
+
+def _xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes that are wanted; ACLs are such attributes too."""
+    path = b"/proc/self/fd/%d/%s" % (parent, name)
+    found = []
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return ()
+        raise
+    for key in sorted(names):
+        if (wanted.acls if key in _ACLS else wanted.xattrs and _portable(key)):
+            value = os.getxattr(path, key, follow_symlinks=False)
+            found.append((os.fsencode(key), value))
+    return tuple(found)
+
+
+def _portable(key: str) -> bool:
+    return key.startswith("user.") or (os.geteuid() == 0 and not key.startswith("system."))
+
+
+def _sorted_names(names: Iterable[bytes]) -> Iterable[bytes]:
+    """Sort names in bounded memory: what exceeds a run goes through temporary files."""
+    run: list[bytes] = []
+    files: list[BinaryIO] = []
+    for name in names:
+        run.append(name)
+        if len(run) >= RUN:
+            files.append(_spill(run))
+            run = []
+    run.sort()
+    return heapq.merge(run, *map(_unspill, files)) if files else run
+
+
+def _spill(run: list[bytes]) -> BinaryIO:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 closed by _unspill
+    file.write(b"\0".join(sorted(run)) + b"\0")
+    file.seek(0)
+    return file  # type: ignore[return-value]
+
+
+def _unspill(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        rest = b""
+        while data := file.read(1 << 20):
+            *names, rest = (rest + data).split(b"\0")
+            yield from names

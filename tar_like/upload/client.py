@@ -1,0 +1,261 @@
+"""The HTTP client of a receiver: the only file that imports requests.
+
+One object a process. Foreign errors are mapped here. What can be tried again is, with
+exponential backoff and jitter: every request is idempotent.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+import tenacity
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from tar_like import __version__
+from tar_like.errors import (
+    Busy,
+    Conflict,
+    NoSpace,
+    NotFound,
+    ReceiverFailed,
+    TarLikeError,
+    TooLarge,
+    Unreachable,
+    UsageError,
+)
+from tar_like.wire import BITMAP, DIGEST_HEADER, PROBLEM, ROOT, Inflater, Status, deflate_file, digest_header
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 10.0
+READ_TIMEOUT = 120.0
+ATTEMPTS = 6
+MAX_PLAN = 1 << 40
+_ERRORS: dict[int, type[TarLikeError]] = {
+    400: UsageError,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    503: Busy,
+    507: NoSpace,
+}
+
+
+class Client:
+    """Speaks to one receiver. Not thread-safe."""
+
+    def __init__(
+        self, url: str, *, ca_bundle: str | None = None, verify: bool = True, attempts: int = ATTEMPTS
+    ) -> None:
+        """Raises UsageError for a URL that cannot be one."""
+        self.url = checked_url(url)
+        self._session = requests.Session()
+        self._session.verify = ca_bundle if verify and ca_bundle else verify
+        self._session.headers["User-Agent"] = f"tar-like/{__version__}"
+        self._session.mount("http://", HTTPAdapter(pool_maxsize=1))
+        self._session.mount("https://", HTTPAdapter(pool_maxsize=1))
+        if urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost"):
+            self._session.trust_env = False  # no proxy leads to loopback
+        if not verify:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        self._retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
+            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10, jitter=0.5),
+            stop=tenacity.stop_after_attempt(attempts),
+            reraise=True,
+        )
+
+    def status(self, transfer_id: str) -> Status | None:
+        """A transfer's status; None when the receiver does not know it."""
+        try:
+            return self._status("GET", transfer_id, "")
+        except NotFound:
+            return None
+
+    def transfers(self) -> list[Status]:
+        """The transfers that are under way."""
+        response = self._retry(lambda: self._send("GET", ""))
+        try:
+            found = response.json()["transfers"]
+            return [Status.from_json(json.dumps(one)) for one in found]
+        except (ValueError, TypeError, KeyError):
+            raise _not_a_receiver(self.url) from None
+
+    def offer(self, transfer_id: str, index_path: str) -> Status:
+        """Send the index. Raises TarLikeError when the receiver refuses it."""
+        with tempfile.TemporaryFile() as file:
+            for piece in deflate_file(index_path):
+                file.write(piece)
+
+            def send() -> Status:
+                file.seek(0)
+                return self._status_once("PUT", transfer_id, "/db", data=file)
+
+            return self._retry(send)
+
+    def negotiate(self, transfer_id: str, block_size: int) -> Status:
+        """Have the plan made."""
+        return self._status("POST", transfer_id, "/plan", json={"block_size": block_size})
+
+    def fetch(self, transfer_id: str, what: str, path: str) -> None:
+        """Get the ``plan`` or the ``db`` into a new file."""
+
+        def get() -> None:
+            with open(path, "wb") as file:
+                self._fetch(f"/{transfer_id}/{what}", file)
+
+        self._retry(get)
+
+    def _fetch(self, path: str, file: BinaryIO) -> None:
+        response = self._send("GET", path, stream=True)
+        inflater = Inflater(file, MAX_PLAN)
+        try:
+            for chunk in response.iter_content(1 << 20):
+                inflater.feed(chunk)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise _unreachable(self.url, error) from None
+        finally:
+            response.close()
+        inflater.finish()
+
+    def bitmaps(self, transfer_id: str) -> bytes:
+        """Bits of the received blocks, then of the durable ones."""
+        headers = {"Accept": BITMAP}
+        return self._retry(
+            lambda: self._send("GET", f"/{transfer_id}/blocks", headers=headers).content
+        )
+
+    def put_block(
+        self, transfer_id: str, block_size: int, block_no: int, digest: bytes, body: list[Any]
+    ) -> bool:
+        """Send one block; False when the receiver had it. Raises Conflict, Unreachable, ..."""
+        headers = {
+            DIGEST_HEADER: digest_header(digest),
+            "Content-Type": BITMAP,
+            "Content-Length": str(sum(len(part) for part in body)),
+        }
+        path = f"/{transfer_id}/{block_size}/{block_no}"
+
+        def put() -> bool:
+            response = self._send("PUT", path, data=_Parts(body), headers=headers)
+            return response.status_code == 201
+
+        return self._retry(put)
+
+    def commit(self, transfer_id: str) -> Status:
+        """Ask for the commit; the status says how far it is."""
+        return self._status("POST", transfer_id, "/commit")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def _status(self, method: str, transfer_id: str, path: str, **options: Any) -> Status:
+        return self._retry(lambda: self._status_once(method, transfer_id, path, **options))
+
+    def _status_once(self, method: str, transfer_id: str, path: str, **options: Any) -> Status:
+        response = self._send(method, f"/{transfer_id}{path}", **options)
+        try:
+            return Status.from_json(response.content)
+        except (ValueError, TypeError):
+            raise _not_a_receiver(self.url) from None
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+        try:
+            response = self._session.request(
+                method, self.url + path, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                allow_redirects=False, **options,
+            )  # fmt: skip
+        except requests.exceptions.SSLError as error:
+            raise TarLikeError(
+                f"The certificate of {self.url} is not trusted ({_root_cause(error)}): "
+                "name its CA bundle, or use --ignore-ca."
+            ) from None
+        except requests.exceptions.InvalidURL:
+            raise UsageError(f"{self.url} is not a URL.") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise _unreachable(self.url, error) from None
+        if response.status_code >= 300:
+            raise _problem(self.url, response)
+        return response
+
+
+class _Parts:
+    """A body in several parts, sent without joining them. Can be sent again."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+
+def checked_url(url: str) -> str:
+    """A receiver's base URL without a trailing slash; ``/tar`` is added when the path is empty.
+
+    Raises UsageError.
+    """
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        raise UsageError(f"{url} is not a URL.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
+        raise UsageError(f"{url} is not a receiver's URL: it looks like http://host:8000{ROOT}.")
+    if parts.query or parts.fragment:
+        raise UsageError(f"{url} is not a receiver's URL: it has no ? and no #.")
+    path = parts.path.rstrip("/") or ROOT
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _unreachable(url: str, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"The receiver at {url} does not answer ({_root_cause(error)}): "
+        "is 'tar-like proxy' running there?"
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost reason: what the user can do something about."""
+    while True:
+        inner = error.__cause__ or error.__context__ or getattr(error, "reason", None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _problem(url: str, response: requests.Response) -> TarLikeError:
+    kind = _ERRORS.get(response.status_code)
+    if response.headers.get("content-type", "").startswith(PROBLEM):
+        try:
+            document = response.json()
+            slug, detail = str(document.get("title", "")), str(document["detail"])
+        except (ValueError, KeyError, AttributeError):
+            return _not_a_receiver(url)
+        if slug == "http":
+            return _not_a_receiver(url)
+        if kind is not None:
+            return kind(detail)
+        retry = slug == ReceiverFailed.slug or response.status_code in (502, 504)
+        return ReceiverFailed(detail) if retry else TarLikeError(detail)
+    if response.status_code in (502, 503, 504):
+        return Busy(f"Something in front of {url} answers {response.status_code}.")
+    return _not_a_receiver(url)
+
+
+def _not_a_receiver(url: str) -> TarLikeError:
+    return TarLikeError(f"What answers at {url} is no receiver of tar-like: check the URL.")
+
+

@@ -1,0 +1,93 @@
+"""Sending a range of blocks: the code that the local pool and workers on other hosts share.
+
+    for each missing block of the range: pieces > make > PUT > outcome
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from tar_like.codec import REASONS
+from tar_like.errors import Conflict, TarLikeError, Unreachable, shown
+from tar_like.layout import Piece
+from tar_like.plan import Plan
+from tar_like.source import Source
+from tar_like.upload.block import BlockMaker, Compressor, Made
+from tar_like.upload.client import Client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockOutcome:
+    """What became of one block."""
+
+    block_no: int
+    digest: bytes = b""
+    raw: int = 0
+    wire: int = 0
+    new: bool = True
+    """False when the receiver had it already."""
+    troubles: tuple[tuple[str, str], ...] = ()
+    """(path, reason) of source entries whose bytes could not be read as the index says."""
+    error: str = ""
+    """Why the block could not be sent; it is still missing then."""
+    fatal: bool = False
+    """The error concerns every block: there is no use in going on."""
+
+
+class RangeSender:
+    """Sends blocks of one transfer. One a process; not thread-safe."""
+
+    def __init__(self, client: Client, plan: Plan, source: Source, *, compress: str) -> None:
+        self._client = client
+        self._plan = plan
+        self._source = source
+        self._maker = BlockMaker(source, plan.block_size)
+        self._compressor = Compressor(compress)
+
+    def send(
+        self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[BlockOutcome]:
+        """Send blocks in order, until one is fatal or ``stop()`` is true between two."""
+        for block_no in blocks:
+            if stop():
+                return
+            outcome = self._send_one(block_no)
+            yield outcome
+            if outcome.fatal:
+                return
+
+    def _send_one(self, block_no: int) -> BlockOutcome:
+        pieces = self._plan.pieces(block_no)
+        made = self._maker.make(pieces, self._compressor)
+        troubles = tuple(_troubles(pieces, made))
+        try:
+            new = self._client.put_block(
+                self._plan.index_id, self._plan.block_size, block_no, made.digest, made.body
+            )
+        except Conflict:
+            # It arrived before with other bytes; the receiver has marked the files concerned.
+            return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
+        except TarLikeError as error:
+            fatal = isinstance(error, Unreachable) or error.http_status in (404, 507)
+            return BlockOutcome(block_no=block_no, error=str(error), fatal=fatal)
+        self._compressor.sent(made.raw)
+        return BlockOutcome(
+            block_no=block_no,
+            digest=made.digest,
+            raw=made.raw,
+            wire=made.wire,
+            new=new,
+            troubles=troubles,
+        )
+
+    def close(self) -> None:
+        """Close source, plan and connection."""
+        self._source.close()
+        self._plan.close()
+        self._client.close()
+
+
+def _troubles(pieces: list[Piece], made: Made) -> Iterator[tuple[str, str]]:
+    for number, reason in made.omissions:
+        yield shown(pieces[number].path), REASONS[reason]

@@ -1,0 +1,262 @@
+"""One upload from offer to commit.
+
+    offer > negotiate > rounds of (missing blocks > pool) > commit > report
+
+The receiver says what is missing, before each round; so a run picks up where any other ended.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tar_like.errors import Interrupted, TarLikeError, UsageError, shown
+from tar_like.index import Index
+from tar_like.plan import Plan
+from tar_like.source import open_source
+from tar_like.upload.client import Client
+from tar_like.upload.pool import Pool
+from tar_like.upload.range import BlockOutcome, RangeSender
+from tar_like.upload.record import Record
+from tar_like.wire import COMMITTING, COMPLETE, Failure, Status, bits_missing
+
+ROUNDS = 4
+"""How often blocks that are still missing, or turned out wrong in staging, are sent again."""
+
+
+class Progress(Protocol):
+    """Who wants to see how far an upload is."""
+
+    def blocks(self, total: int, done: int) -> None:
+        """There are ``total`` bytes to send, of which the receiver has ``done``."""
+
+    def advance(self, raw: int) -> None:
+        """So many bytes more have arrived."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """What to send where, and how."""
+
+    source: str
+    index_path: str
+    urls: tuple[str, ...]
+    """Receivers of one destination; processes are spread over them."""
+    block_size: int
+    processes: int = 1
+    first: int | None = None
+    last: int | None = None
+    """First and last block to send, both included."""
+    ignore_done: bool = False
+    """Send blocks that the receiver has, too."""
+    compress: str = "auto"
+    ca_bundle: str | None = None
+    verify_tls: bool = True
+    record: str | None = None
+
+
+@dataclass(slots=True)
+class UploadSummary:
+    """What an upload did, and how things stand now."""
+
+    transfer: str = ""
+    state: str = "incomplete"
+    """``complete`` or ``incomplete``."""
+    entries: int = 0
+    blocks_total: int = 0
+    blocks_sent: int = 0
+    bytes_sent: int = 0
+    wire_bytes: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    """Entries that are not in their place."""
+    errors: list[str] = field(default_factory=list)
+    """What went wrong with blocks, or with the receiver."""
+    interrupted: bool = False
+
+
+class Upload:
+    """One run. ``stop`` may be called from a signal handler."""
+
+    def __init__(self, options: UploadOptions, progress: Progress) -> None:
+        self._options = options
+        self._progress = progress
+        self._pool: Pool | None = None
+        self._stopped = False
+        self.summary = UploadSummary()
+
+    def stop(self) -> None:
+        """Finish the blocks in flight, then end."""
+        self._stopped = True
+        if self._pool is not None:
+            self._pool.stop()
+
+    def run(self) -> UploadSummary:
+        """Raises TarLikeError when the upload cannot even start."""
+        options = self._options
+        with Index(options.index_path) as index, tempfile.TemporaryDirectory() as folder:
+            self.summary.transfer = index.id
+            self.summary.entries = index.entry_count
+            self._note_unreadable(index)
+            client = self._client(0)
+            try:
+                status = self._negotiate(client, index)
+                self._rounds(client, status, folder)
+            except Interrupted:
+                self.summary.interrupted = True
+            finally:
+                client.close()
+        return self.summary
+
+    def _client(self, number: int) -> Client:
+        options = self._options
+        url = options.urls[number % len(options.urls)]
+        return Client(url, ca_bundle=options.ca_bundle, verify=options.verify_tls)
+
+    def _note_unreadable(self, index: Index) -> None:
+        for row in index.skipped():
+            if row.kind != "special":
+                self.summary.failures.append(Failure(shown(row.path), row.detail, source=True))
+
+    def _negotiate(self, client: Client, index: Index) -> Status:
+        status = client.status(index.id)
+        if status is None or status.state == COMPLETE:
+            status = client.offer(index.id, index.path)
+        if status.state != COMMITTING:
+            status = client.negotiate(index.id, self._options.block_size)
+        if status.block_size != self._options.block_size and status.blocks:
+            self._progress.say(
+                f"This transfer was begun with blocks of {status.block_size} bytes; "
+                "it goes on with them."
+            )
+        self.summary.blocks_total = status.blocks
+        return status
+
+    def _rounds(self, client: Client, status: Status, folder: str) -> None:
+        """Send what is missing and commit, until it is complete or cannot go on."""
+        first, stop = self._range(status)
+        plan_path = os.path.join(folder, "plan.db")
+        again = self._options.ignore_done
+        for _ in range(ROUNDS):
+            missing = self._missing(client, status, first, stop, again=again)
+            if missing:
+                if not os.path.exists(plan_path):
+                    client.fetch(status.id, "plan", plan_path)
+                self._send(plan_path, missing)
+            again = False
+            self._raise_if_stopped()
+            if self.summary.errors:
+                return
+            if self._elsewhere_missing(client, status):
+                if not self._missing(client, status, first, stop, again=False):
+                    return  # this part is done; others send theirs
+                continue
+            if self._commit(client, status.id):
+                return
+            self._progress.say("Some staged blocks failed verification; they are sent again.")
+        self.summary.errors.append("Blocks are still missing after several rounds: run it again.")
+
+    def _range(self, status: Status) -> tuple[int, int]:
+        first = self._options.first or 0
+        stop = status.blocks if self._options.last is None else self._options.last + 1
+        if first and first >= status.blocks:
+            raise UsageError(f"There is no block {first}: the plan has {status.blocks}.")
+        return first, min(stop, status.blocks)
+
+    def _missing(
+        self, client: Client, status: Status, first: int, stop: int, *, again: bool
+    ) -> list[int]:
+        if not status.blocks:
+            return []
+        if again:
+            return list(range(first, stop))
+        return [n for n in self._bits_missing(client, status) if first <= n < stop]
+
+    def _elsewhere_missing(self, client: Client, status: Status) -> bool:
+        return bool(status.blocks) and next(self._bits_missing(client, status), None) is not None
+
+    def _bits_missing(self, client: Client, status: Status) -> Iterator[int]:
+        bits = client.bitmaps(status.id)
+        return bits_missing(bits[: (status.blocks + 7) // 8], status.blocks)
+
+    def _send(self, plan_path: str, missing: list[int]) -> None:
+        options = self._options
+        plan = Plan(plan_path, options.index_path)
+        total, size = plan.bytes, plan.block_size
+        self._progress.blocks(total, max(0, total - len(missing) * size))
+        plan.close()
+        record = (
+            Record(options.record, self.summary.transfer, size) if options.record else None
+        )
+        self._pool = Pool(self._sender_factory(plan_path), options.processes)
+        if self._stopped:
+            self._pool.stop()
+        troubles: dict[str, str] = {}
+        try:
+            for outcome in self._pool.send(missing, len(missing)):
+                self._take(outcome, troubles)
+                if record is not None and not outcome.error:
+                    record.add(outcome)
+        finally:
+            if record is not None:
+                record.close()
+        known = {failure.path for failure in self.summary.failures}
+        self.summary.failures += [
+            Failure(path, reason, source=True)
+            for path, reason in troubles.items()
+            if path not in known
+        ]
+
+    def _sender_factory(self, plan_path: str) -> Callable[[int], RangeSender]:
+        options = self._options
+
+        def make(number: int) -> RangeSender:
+            return RangeSender(
+                self._client(number),
+                Plan(plan_path, options.index_path),
+                open_source(options.source),
+                compress=options.compress,
+            )
+
+        return make
+
+    def _take(self, outcome: BlockOutcome, troubles: dict[str, str]) -> None:
+        summary = self.summary
+        if outcome.error:
+            summary.errors.append(f"Block {outcome.block_no}: {outcome.error}")
+            return
+        summary.blocks_sent += 1
+        summary.bytes_sent += outcome.raw
+        summary.wire_bytes += outcome.wire
+        troubles.update(outcome.troubles)
+        self._progress.advance(outcome.raw)
+
+    def _commit(self, client: Client, transfer_id: str) -> bool:
+        """Whether the transfer is complete; False when blocks must be sent again."""
+        self._progress.say("All blocks have arrived; committing.")
+        while True:
+            self._raise_if_stopped()
+            try:
+                status = client.commit(transfer_id)
+            except TarLikeError as error:
+                self.summary.errors.append(str(error))
+                return True
+            if status.state == COMPLETE:
+                break
+            if status.state != COMMITTING:
+                return False
+        self.summary.state = COMPLETE
+        reported = {failure.path for failure in status.failures}
+        self.summary.failures = status.failures + [
+            failure for failure in self.summary.failures if failure.path not in reported
+        ]
+        return True
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped:
+            raise Interrupted("Stopped.")

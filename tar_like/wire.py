@@ -1,0 +1,154 @@
+"""What sender and receiver agree on: names of headers, states, and the shape of answers.
+
+The protocol itself is written down in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, BinaryIO
+
+import lz4.frame
+
+from tar_like.errors import BlockInvalid, IndexInvalid, TooLarge
+
+ROOT = "/tar"
+DIGEST_HEADER = "repr-digest"
+DIGEST_NAME = "blake3-pieces"
+PROBLEM = "application/problem+json"
+BITMAP = "application/octet-stream"
+
+OPEN = "open"
+RECEIVING = "receiving"
+COMMITTING = "committing"
+COMPLETE = "complete"
+STATES = (OPEN, RECEIVING, COMMITTING, COMPLETE)
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An entry that did not arrive, and why."""
+
+    path: str
+    """Printable (errors.shown)."""
+    reason: str
+    source: bool
+    """Whether the source is at fault (exit code 3) rather than the receiver (1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A transfer as the receiver sees it."""
+
+    id: str
+    state: str
+    block_size: int = 0
+    blocks: int = 0
+    received: int = 0
+    durable: int = 0
+    bytes: int = 0
+    files: int = 0
+    entries: int = 0
+    committed: int = 0
+    """Entries that are in their place; meaningful while committing and when complete."""
+    revoked: int = 0
+    """Blocks whose staged bytes failed verification in the last commit: they are missing again."""
+    failures: list[Failure] = field(default_factory=list)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Status:
+        """Raises ValueError or TypeError for what is no status."""
+        values: dict[str, Any] = json.loads(text)
+        failures = [Failure(**failure) for failure in values.pop("failures", [])]
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known}, failures=failures)
+
+
+def digest_header(digest: bytes) -> str:
+    """A digest as a structured field (RFC 9530)."""
+    return f"{DIGEST_NAME}=:{base64.b64encode(digest).decode()}:"
+
+
+def parse_digest(text: str) -> bytes:
+    """The digest in a field's value. Raises BlockInvalid."""
+    name, _, value = text.partition("=")
+    if name != DIGEST_NAME or len(value) < 2 or value[0] != ":" or value[-1] != ":":
+        raise BlockInvalid(f"The block needs a {DIGEST_HEADER} header with {DIGEST_NAME}.")
+    try:
+        digest = base64.b64decode(value[1:-1], validate=True)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise BlockInvalid(f"The {DIGEST_HEADER} header does not hold 32 bytes.")
+    return digest
+
+
+def deflate_file(path: str) -> Iterator[bytes]:
+    """A file as one LZ4 frame, piece by piece."""
+    with open(path, "rb") as file, lz4.frame.LZ4FrameCompressor(content_checksum=True) as deflater:
+        yield deflater.begin(os.fstat(file.fileno()).st_size)
+        while data := file.read(_CHUNK):
+            yield deflater.compress(data)
+        yield deflater.flush()
+
+
+class Inflater:
+    """One LZ4 frame, arriving in pieces, written to a file; bounded."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file = file
+        self._room = limit
+        self._inflater = lz4.frame.LZ4FrameDecompressor()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes. Raises IndexInvalid or TooLarge; OSError from the file."""
+        pending = data
+        while pending or not self._inflater.needs_input:
+            if self._inflater.eof:
+                raise IndexInvalid("There are bytes after the end of the LZ4 frame.")
+            try:
+                raw = self._inflater.decompress(pending, max_length=_CHUNK)
+            except (RuntimeError, EOFError, ValueError) as error:
+                raise IndexInvalid(f"The body is no valid LZ4 frame ({error}).") from None
+            pending = b""
+            self._room -= len(raw)
+            if self._room < 0:
+                raise TooLarge("The LZ4 frame holds more than is allowed.")
+            self._file.write(raw)
+            if self._inflater.eof:
+                break
+        if self._inflater.eof and self._inflater.unused_data:
+            raise IndexInvalid("There are bytes after the end of the LZ4 frame.")
+
+    def finish(self) -> None:
+        """Raises IndexInvalid when the frame did not end."""
+        if not self._inflater.eof:
+            raise IndexInvalid("The LZ4 frame is cut short.")
+
+
+def bitmap(numbers: Iterator[int], count: int) -> bytes:
+    """Numbers in ``[0, count)`` as bits, least significant first."""
+    bits = bytearray((count + 7) // 8)
+    for number in numbers:
+        bits[number >> 3] |= 1 << (number & 7)
+    return bytes(bits)
+
+
+def bits_missing(bits: bytes, count: int) -> Iterator[int]:
+    """The numbers in ``[0, count)`` whose bit is not set, ascending."""
+    for index, byte in enumerate(bits):
+        if byte == 0xFF:
+            continue
+        for bit in range(8):
+            number = index * 8 + bit
+            if number < count and not byte >> bit & 1:
+                yield number
