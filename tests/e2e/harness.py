@@ -476,6 +476,6 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.upper().startswith("TAR_LIKE") and not name.lower().endswith("_proxy")
     }
-    kept["PYTHONPATH"] = str(REPOSITORY)
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), kept.get("PYTHONPATH"))))
     kept["HOME"] = "/nonexistent"
     return kept | extra

@@ -137,7 +137,7 @@ MUTATIONS: list[Callable[[Path], None]] = [
     lambda dst: (dst / "edges/03-4096").unlink(),
     lambda dst: (dst / "edges/extra").touch(),
     lambda dst: (dst / "edges/nothing-in-it/nor-in-this").rmdir(),
-    lambda dst: (dst / "edges/03-4096").chmod(0o4321),
+    lambda dst: (dst / "edges/03-4096").chmod(0o4751),
     lambda dst: (dst / "hard").chmod(0o1711),
     lambda dst: dst.chmod(0o711),
     lambda dst: os.utime(dst, ns=(0, 77)),

@@ -320,7 +320,7 @@ def test_check_sees_extra_names_when_asked(landed: tuple[Path, Path]) -> None:
 
 def test_check_sees_metadata_when_asked(landed: tuple[Path, Path]) -> None:
     dst, db = landed
-    (dst / "edges/03-4096").chmod(0o4321)
+    (dst / "edges/03-4096").chmod(0o4751)
     os.utime(dst / "f/victim", ns=(0, (dst / "f/victim").stat().st_mtime_ns + 1))
     os.utime(dst / "hard/near", ns=(0, 99))
     assert check(dst, db) == []
