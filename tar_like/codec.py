@@ -90,7 +90,9 @@ def decode(body: memoryview, lengths: list[int]) -> Body:
     if raw_length != expected:
         raise BlockInvalid(f"The block claims {raw_length} bytes; the plan says {expected}.")
     payload = body[OVERHEAD + count * _OMISSION.size :]
-    return Body(omissions, _plain(payload, raw_length) if codec == PLAIN else _inflate(payload, raw_length))
+    return Body(
+        omissions, _plain(payload, raw_length) if codec == PLAIN else _inflate(payload, raw_length)
+    )
 
 
 def _omissions(body: memoryview, count: int, pieces: int) -> tuple[Omission, ...]:

@@ -116,10 +116,9 @@ class Interrupted(TarLikeError):
     slug = "interrupted"
 
 
-class SourceError(TarLikeError):
-    """A source entry cannot be read as the index describes it."""
+class SourceUnusable(TarLikeError):
+    """The source as a whole cannot be read."""
 
-    exit_code = SOURCE_TROUBLE
     slug = "source"
 
 

@@ -15,7 +15,12 @@ from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, Piece, so
 from tar_like.source import Found, Source, Wanted
 from tar_like.source.hashing import Hashed, hash_files
 
-_TYPES = {FILE: stat.S_IFREG, HARDLINK: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
+_TYPES = {
+    FILE: stat.S_IFREG,
+    HARDLINK: stat.S_IFREG,
+    DIRECTORY: stat.S_IFDIR,
+    SYMLINK: stat.S_IFLNK,
+}
 _NAMES = {FILE: "file", HARDLINK: "file", DIRECTORY: "directory", SYMLINK: "symlink"}
 
 
@@ -49,7 +54,9 @@ class _Item:
     differences: list[Difference] = field(default_factory=list)
 
 
-def check(index: Index, source: Source, root: str, options: CheckOptions) -> Iterator[Difference | Entry]:
+def check(
+    index: Index, source: Source, root: str, options: CheckOptions
+) -> Iterator[Difference | Entry]:
     """Differences in the index's order, and each entry once it is checked.
 
     Raises UsageError for an index without hashes.
@@ -115,9 +122,7 @@ class _Comparer:
         if stat.S_IFMT(st.st_mode) != expected:
             return item
         if content.kind == FILE and st.st_size == content.size:
-            item.file = Piece(
-                entry.id, entry.path, 0, st.st_size, st.st_size, st.st_mtime_ns, b""
-            )
+            item.file = Piece(entry.id, entry.path, 0, st.st_size, st.st_size, st.st_mtime_ns, b"")
         return item
 
     def _compare(self, entry: Entry, st: os.stat_result, target: bytes) -> Iterator[Difference]:

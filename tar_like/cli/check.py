@@ -66,6 +66,4 @@ def run(options: argparse.Namespace, output: Output) -> int:
         output.error(f"{len(found)} differences in {checked} entries.")
     else:
         output.say(f"{checked} entries are as the index says.")
-    return output.finish(
-        {"checked": checked, "differences": found}, DIFFERENT if found else OK
-    )
+    return output.finish({"checked": checked, "differences": found}, DIFFERENT if found else OK)

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from tar_like import __version__, config
 from tar_like.cli.output import Output
-from tar_like.errors import FAILURE, INTERRUPTED, USAGE, TarLikeError, UsageError, cause
+from tar_like.errors import FAILURE, INTERRUPTED, TarLikeError, UsageError, cause
 
 COMMANDS = ("sync", "index", "proxy", "upload", "check", "status")
 
@@ -60,8 +60,7 @@ def _run(words: list[str], output: Output) -> int:
     parser = _make_parser(words)
     options = parser.parse_args(words)
     if options.command is None:
-        parser.print_help(sys.stderr)
-        return USAGE
+        raise UsageError(f"Name a command: {', '.join(COMMANDS)} (see 'tar-like --help').")
     output.command = options.command
     return int(import_module(f"tar_like.cli.{options.command}").run(options, output))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -76,7 +75,9 @@ def block_size(options: argparse.Namespace, output: Output) -> int:
     return rounded
 
 
-def build_options(options: argparse.Namespace, *, algorithm: str, fresh: bool, jobs: int) -> BuildOptions:
+def build_options(
+    options: argparse.Namespace, *, algorithm: str, fresh: bool, jobs: int
+) -> BuildOptions:
     """How to build an index."""
     return BuildOptions(
         algorithm=algorithm,

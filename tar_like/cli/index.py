@@ -37,10 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like import digest
     from tar_like.cli.common import build_options, say_scanned
-    from tar_like.errors import OK, SOURCE_TROUBLE
+    from tar_like.errors import OK, SOURCE_TROUBLE, shown
     from tar_like.index import Index, build_index
     from tar_like.source import open_source
-    from tar_like.errors import shown
 
     digest.hasher(options.algorithm)
     build = build_options(

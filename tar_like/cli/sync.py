@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
+from tar_like.errors import UsageError
+
+if TYPE_CHECKING:
+    from tar_like.index import BuildOptions
+    from tar_like.upload.run import UploadOptions
 
 HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
@@ -28,44 +35,56 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
-    if "://" in options.target:
-        from tar_like.upload.client import checked_url
-
-        return _sync(options, output, (checked_url(options.target),))
-    if options.target.startswith(("http:", "https:", "http/", "https/")):
-        from tar_like.errors import UsageError
-
-        raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
-    return _sync_to_folder(options, output)
-
-
-def _sync_to_folder(options: argparse.Namespace, output: Output) -> int:
-    from tar_like.cli.common import forbid_inside
-    from tar_like.proxy.server import Receiver, ServerOptions
+    from tar_like.cli.common import block_size, build_options, forbid_inside
     from tar_like.source import open_source
+    from tar_like.upload.client import checked_url
+    from tar_like.upload.run import UploadOptions
 
+    settings = config.load()
+    build = build_options(options, algorithm="none", fresh=True, jobs=1)
+    upload = UploadOptions(
+        source=options.source,
+        index_path="",
+        urls=(),
+        block_size=block_size(options, output),
+        processes=config.count(options.processes),
+        compress=config.compression(options.compress),
+        ca_bundle=settings.ca_bundle,
+        verify_tls=not options.ignore_ca,
+    )
+    if "://" in options.target:
+        upload = replace(upload, urls=(checked_url(options.target),))
+        open_source(options.source).close()
+        return _sync(options, build, upload, output)
+    if options.target.startswith(("http:", "https:", "http/", "https/")):
+        raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     open_source(options.source).close()
     if "://" not in options.source:
         forbid_inside(options.target, options.source)
-    processes = config.count(options.processes)
-    cores = config.load().processes
-    serving = ServerOptions(destination=options.target, processes=min(processes, cores), jobs=cores)
+    return _sync_to_folder(options, build, upload, output, settings.processes)
+
+
+def _sync_to_folder(
+    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output,
+    cores: int,
+) -> int:  # fmt: skip
+    from tar_like.proxy.server import Receiver, ServerOptions
+
+    serving = ServerOptions(
+        destination=options.target, processes=min(upload.processes, cores), jobs=cores
+    )
     with Receiver(serving) as receiver:
-        return _sync(options, output, tuple(receiver.urls))
+        return _sync(options, build, replace(upload, urls=tuple(receiver.urls)), output)
 
 
-def _sync(options: argparse.Namespace, output: Output, urls: tuple[str, ...]) -> int:
-    from tar_like.cli.common import block_size, build_options, first_interrupt, report_upload
-    from tar_like.cli.common import say_scanned
+def _sync(
+    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output
+) -> int:
+    from tar_like.cli.common import first_interrupt, report_upload, say_scanned
     from tar_like.index import build_index
     from tar_like.source import open_source
-    from tar_like.upload.run import Upload, UploadOptions
+    from tar_like.upload.run import Upload
 
-    settings = config.load()
-    size = block_size(options, output)
-    processes = config.count(options.processes)
-    compress = config.compression(options.compress)
-    build = build_options(options, algorithm="none", fresh=True, jobs=1)
     with tempfile.TemporaryDirectory(prefix="tar-like-") as folder:
         index_path = options.db or os.path.join(folder, "index.db")
         source = open_source(options.source)
@@ -73,19 +92,7 @@ def _sync(options: argparse.Namespace, output: Output, urls: tuple[str, ...]) ->
             say_scanned(build_index(source, index_path, build), output)
         finally:
             source.close()
-        upload = Upload(
-            UploadOptions(
-                source=options.source,
-                index_path=index_path,
-                urls=urls,
-                block_size=size,
-                processes=processes,
-                compress=compress,
-                ca_bundle=settings.ca_bundle,
-                verify_tls=not options.ignore_ca,
-            ),
-            output,
-        )
-        with first_interrupt(upload.stop, output):
-            summary = upload.run()
+        run = Upload(replace(upload, index_path=index_path), output)
+        with first_interrupt(run.stop, output):
+            summary = run.run()
     return report_upload(summary, output)

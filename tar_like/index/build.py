@@ -59,7 +59,7 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
     """Write the index of a source to ``path``, by temporary file, sync and rename.
 
     Raises IndexInvalid when ``path`` holds something that is no index (it is left alone),
-    SourceError when the source's root cannot be read.
+    SourceUnusable when the source's root cannot be read.
     """
     old = _old_index(path)
     temporary = f"{path}.{os.getpid()}.tmp"

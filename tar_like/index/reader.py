@@ -63,9 +63,7 @@ class Index:
 
     def backwards(self, kind: str) -> Iterator[Entry]:
         """All entries of one kind, last first: a directory after everything in it."""
-        rows = self._db.execute(
-            f"{schema.SELECT_ENTRY} WHERE kind = ? ORDER BY id DESC", (kind,)
-        )
+        rows = self._db.execute(f"{schema.SELECT_ENTRY} WHERE kind = ? ORDER BY id DESC", (kind,))
         return map(Entry._make, rows)
 
     def of_kind(self, kind: str) -> Iterator[Entry]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from urllib.parse import quote
 
+from tar_like.database import connect_readonly, scratch
 from tar_like.errors import IndexInvalid
 
 APPLICATION_ID = 0x544C494B  # "TLIK"
@@ -64,13 +64,9 @@ SELECT_ENTRY = (
 
 def create(path: str) -> sqlite3.Connection:
     """A new, empty index for writing; not durable until it is synced and published."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode=OFF")
-    db.execute("PRAGMA synchronous=OFF")
-    db.execute("PRAGMA cache_size=-32768")
+    db = scratch(path)
     db.execute(f"PRAGMA application_id={APPLICATION_ID}")
     db.execute(f"PRAGMA user_version={VERSION}")
-    db.execute("BEGIN")
     for table in TABLES:
         db.execute(table)
     return db
@@ -89,16 +85,6 @@ def open_readonly(path: str) -> sqlite3.Connection:
             raise
     except sqlite3.Error as error:
         raise IndexInvalid(f"{path} is not an index of tar-like ({error}).") from None
-    return db
-
-
-def connect_readonly(path: str) -> sqlite3.Connection:
-    """A connection that trusts nothing in the file's schema and cannot write."""
-    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA trusted_schema=OFF")
-    db.execute("PRAGMA cell_size_check=ON")
-    db.execute("PRAGMA cache_size=-16384")
     return db
 
 

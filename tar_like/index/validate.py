@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 
 from tar_like import digest
+from tar_like.database import connect_readonly
 from tar_like.errors import IndexInvalid, shown
-from tar_like.index import schema
 from tar_like.index.identity import Identity
 from tar_like.index.reader import Index
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, PAGE, SYMLINK, Entry, place, sort_key
@@ -44,7 +44,7 @@ def validate(path: str, index_id: str) -> None:
 
 
 def _check_file(path: str) -> None:
-    db = schema.connect_readonly(path)
+    db = connect_readonly(path)
     try:
         result = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     finally:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 
+from tar_like.database import scratch
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent, place
 from tar_like.plan import schema
@@ -17,13 +18,10 @@ def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: in
     A file without bytes to send (empty, or one hole) is listed as ``bare``: the receiver makes
     it by itself. Raises OSError or sqlite3.Error when it cannot be written.
     """
-    db = sqlite3.connect(path, isolation_level=None)
+    db = scratch(path)
     try:
-        db.execute("PRAGMA journal_mode=OFF")
-        db.execute("PRAGMA synchronous=OFF")
         db.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
         db.execute(f"PRAGMA user_version={schema.VERSION}")
-        db.execute("BEGIN")
         for table in schema.TABLES:
             db.execute(table)
         layer = _Layer(db, index)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
-from urllib.parse import quote
 
+from tar_like.database import connect_readonly, uri
 from tar_like.errors import IndexInvalid
 from tar_like.layout import Extent, Piece, block_count, block_range, clip
 from tar_like.plan import schema
@@ -33,11 +32,8 @@ class Plan:
     def __init__(self, path: str, index_path: str) -> None:
         """Raises IndexInvalid when the two files do not belong together."""
         try:
-            self._db = sqlite3.connect(
-                _uri(path), uri=True, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA trusted_schema=OFF")
-            self._db.execute("ATTACH ? AS idx", (_uri(index_path),))
+            self._db = connect_readonly(path)
+            self._db.execute("ATTACH ? AS idx", (uri(index_path, "ro"),))
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             application = self._db.execute("PRAGMA application_id").fetchone()[0]
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
@@ -121,7 +117,3 @@ class Plan:
     def close(self) -> None:
         """Close both files."""
         self._db.close()
-
-
-def _uri(path: str) -> str:
-    return f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"

@@ -177,10 +177,11 @@ class _Service:
         return StreamingResponse(deflate_file(transfer.plan_path), media_type=BITMAP)
 
     async def blocks(self, request: Request) -> Response:
-        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        transfer_id = request.path_params["id"]
         if "application/json" in request.headers.get("accept", ""):
-            return _answer(await self._run(transfer.status))
-        return Response(await self._run(transfer.bitmaps), media_type=BITMAP)
+            return _answer(await self._run(lambda: self._transfers.status(transfer_id)))
+        bitmaps = await self._run(lambda: self._transfers.bitmaps(transfer_id))
+        return Response(bitmaps, media_type=BITMAP)
 
     async def block(self, request: Request) -> Response:
         params = request.path_params
@@ -330,4 +331,3 @@ def _metrics(statuses: list[Status]) -> str:
             for one in statuses
         ]
     return "\n".join(lines) + "\n"
-

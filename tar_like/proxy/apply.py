@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tar_like import digest
+from tar_like.database import connect_readonly
 from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
-from tar_like.index.schema import connect_readonly
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
@@ -30,6 +30,8 @@ from tar_like.proxy.staging import Staging
 from tar_like.wire import Failure
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
 @dataclass(slots=True)
 class Applied:
     """What a range of entries came to."""
@@ -191,23 +193,19 @@ class Applier:
         return applied
 
     def _link(self, entry: Entry, first: Entry) -> None:
+        parent, name = self._walker.split(first.path)
+        inode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino
+        parent, name = self._walker.split(entry.path)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino == inode:
+                return
         staged = Staging.name(entry.id)
         self._unlink_staged(entry.id)
         self._staging.make_shard(entry.id)
         parent, name = self._walker.split(first.path)
-        os.link(
-            name, staged, src_dir_fd=parent, dst_dir_fd=self._staging.fd, follow_symlinks=False
-        )
-        inode = os.stat(staged, dir_fd=self._staging.fd, follow_symlinks=False).st_ino
+        os.link(name, staged, src_dir_fd=parent, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         parent, name = self._walker.split(entry.path)
-        try:
-            linked = os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino == inode
-        except FileNotFoundError:
-            linked = False
-        if linked:  # rename(2) of a link over another of the same file would do nothing
-            self._unlink_staged(entry.id)
-        else:
-            self._rename_over(staged, name, parent)
+        self._rename_over(staged, name, parent)
 
     def fingerprint(self, entry_id: int) -> tuple[int, int]:
         """(inode, ctime) of a file as it is now. Raises OSError."""
@@ -264,8 +262,12 @@ class _Known:
             for name in ("kept.db", "verified.db", "plan.db")
         ]
         self._kept, self._verified, self._bare = (
-            _Cursor(db.execute(f"SELECT * FROM {table} WHERE entry_id >= ? AND entry_id < ? "
-                               "ORDER BY entry_id", (first, stop)))
+            _Cursor(
+                db.execute(
+                    f"SELECT * FROM {table} WHERE entry_id >= ? AND entry_id < ? ORDER BY entry_id",
+                    (first, stop),
+                )
+            )
             for db, table in zip(self._databases, ("landed", "verified", "bare"), strict=True)
         )
 

@@ -18,11 +18,13 @@ import os
 import shutil
 import sqlite3
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tar_like.database import connect, connect_readonly, scratch, uri
 from tar_like.errors import Conflict, TarLikeError, cause, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
@@ -102,6 +104,10 @@ def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome |
         return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
     except sqlite3.Error as error:
         return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+    except Exception as error:  # noqa: BLE001 the last resort of a process: say so, on both sides
+        traceback.print_exc()
+        text = f"The commit failed unexpectedly ({type(error).__name__}): see the receiver's log."
+        return Outcome(token="", error=text)
 
 
 def _write_outcome(path: str, outcome: Outcome) -> None:
@@ -197,7 +203,7 @@ class _Commit:
 
     def _changed_before(self, verified: str) -> list[Failure]:
         """What an earlier attempt's verification found."""
-        db = sqlite3.connect(verified)
+        db = connect_readonly(verified)
         rows = db.execute("SELECT entry_id FROM changed ORDER BY 1").fetchall()
         db.close()
         return [self._changed(entry_id) for (entry_id,) in rows]
@@ -251,10 +257,10 @@ class _Commit:
         folder = self._destination.temporary()
         ledger = os.path.join(folder, "ledger.db")
         shutil.copyfile(self._index.path, ledger)
-        db = sqlite3.connect(ledger, isolation_level=None)
+        db = connect(ledger)
+        db.execute("ATTACH ? AS source", (uri(os.path.join(self._path, "landed.db"), "ro"),))
         db.execute("PRAGMA journal_mode=OFF")
         db.execute("PRAGMA synchronous=OFF")
-        db.execute("ATTACH ? AS source", (os.path.join(self._path, "landed.db"),))
         db.execute("BEGIN")
         db.execute(LANDED)
         db.execute("INSERT INTO landed SELECT * FROM source.landed")
@@ -383,10 +389,7 @@ def _insert(db: sqlite3.Connection, landed: list[Landed]) -> None:
 
 
 def _new_database(path: str, table: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode=OFF")
-    db.execute("PRAGMA synchronous=OFF")
-    db.execute("BEGIN")
+    db = scratch(path)
     db.execute(table)
     return db
 

@@ -14,10 +14,10 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tar_like.database import connect_readonly, scratch
 from tar_like.dirfd import Walker
 from tar_like.errors import IndexInvalid
 from tar_like.index import Index
-from tar_like.index.schema import connect_readonly
 from tar_like.layout import FILE, Entry, sort_key
 
 LANDED = """CREATE TABLE landed (
@@ -145,10 +145,7 @@ class _Flush:
     """Writes kept files to a table, a list at a time."""
 
     def __init__(self, path: str) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=OFF")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute("BEGIN")
+        self._db = scratch(path)
         self._db.execute(LANDED)
 
     def __call__(self, kept: list[Landed]) -> None:

@@ -17,7 +17,6 @@ from tar_like.layout import SYMLINK, Entry
 ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
-
 class Metadata:
     """Applies entries' metadata, as the user that this process is."""
 

@@ -1,11 +1,11 @@
 """Places below a destination: where the receiver keeps its state.
 
-    DEST/.tar_like/
-        lock                  held shared by proxies, exclusively by a receiver for one run
-        ledger.db             the index of the last committed state, with fingerprints
-        transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
-        completed/ID.json     reports of finished transfers
-        tmp/                  what is being written; nothing there is ever looked at
+DEST/.tar_like/
+    lock                  held shared by proxies, exclusively by a receiver for one run
+    ledger.db             the index of the last committed state, with fingerprints
+    transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
+    completed/ID.json     reports of finished transfers
+    tmp/                  what is being written; nothing there is ever looked at
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ class ReceiptLog:
         """Bytes of records that no checkpoint covers."""
         return self._end - self._synced
 
-    def add_block(
-        self, block_no: int, epoch: int, digest: bytes, omitted: list[Omitted]
-    ) -> None:
+    def add_block(self, block_no: int, epoch: int, digest: bytes, omitted: list[Omitted]) -> None:
         """Record a block whose bytes are written, and the entries it omits. Raises OSError."""
         records = [_record(b"O", _OMIT.pack(*one)) for one in omitted]
         records.append(_record(b"B", _BLOCK.pack(block_no, epoch, digest)))

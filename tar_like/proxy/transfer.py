@@ -36,7 +36,7 @@ from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_BYTES = 1 << 30
-RESERVE = 16 << 20
+RESERVE = 1 << 20
 """Bytes to leave free beyond what a plan needs."""
 
 
@@ -113,8 +113,8 @@ class Transfer:
         room = os.statvfs(self.path)
         if needed > room.f_bavail * room.f_frsize:
             raise NoSpace(
-                f"The destination has {room.f_bavail * room.f_frsize} bytes free; "
-                f"{needed} are needed: make room, then run the same again."
+                f"The destination has too little space: {room.f_bavail * room.f_frsize} bytes are "
+                f"free, {needed} are needed. Make room, then run the same again."
             )
 
     def plan(self) -> Plan:
@@ -352,5 +352,3 @@ def map_write_error(error: OSError) -> Exception:
     if known is not error:
         return known
     return ReceiverFailed(f"The destination cannot be written: {cause(error)}.")
-
-

@@ -12,7 +12,7 @@ from tar_like.errors import CommitFailed, Conflict, NoSpace, NotFound, ReceiverF
 from tar_like.proxy.commit import read_outcome
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
-from tar_like.wire import Status
+from tar_like.wire import Status, bitmap
 
 COMMIT_WAIT = 10.0
 """Seconds that a request for a commit waits before it answers that it is under way."""
@@ -49,11 +49,21 @@ class Transfers:
         """A transfer's status, complete ones included. Raises NotFound."""
         try:
             return self.get(transfer_id).status()
-        except NotFound:
+        except (NotFound, OSError):  # complete, maybe at this moment: its folder goes last
             report = self.destination.read_report(transfer_id)
             if report is None:
                 raise
             return report
+
+    def bitmaps(self, transfer_id: str) -> bytes:
+        """Bits of the received blocks, then of the durable ones; all set when complete."""
+        try:
+            return self.get(transfer_id).bitmaps()
+        except (NotFound, OSError):
+            report = self.destination.read_report(transfer_id)
+            if report is None:
+                raise
+            return 2 * bitmap(iter(range(report.blocks)), report.blocks)
 
     def all(self) -> list[Status]:
         """Every transfer that is not complete."""
@@ -78,13 +88,11 @@ class Transfers:
             status = self.status(transfer_id)
             if status.state == "complete":
                 return status
-            transfer = self.get(transfer_id)
-            if token:
-                outcome = read_outcome(transfer.path)
-                if outcome is not None and outcome.token == token:
-                    if outcome.error:
-                        raise _as_error(outcome.error, outcome.http_status)
-                    return _revoked(transfer.status(), outcome.revoked)
+            outcome = read_outcome(self.destination.transfer(transfer_id)) if token else None
+            if outcome is not None and outcome.token == token:
+                if outcome.error:
+                    raise _as_error(outcome.error, outcome.http_status)
+                return _revoked(status, outcome.revoked)
             if status.state == "open" or status.received < status.blocks:
                 raise Conflict(f"{status.blocks - status.received} blocks are missing: send them.")
             if status.state != "committing" and time.monotonic() - asked > COMMIT_START:

@@ -71,7 +71,7 @@ class Source(Protocol):
         """Every name in canonical order (layout.sort_key), the root ``b""`` first.
 
         What cannot be read is yielded as Skipped, never raised. Bounded memory.
-        Raises SourceError when the root itself cannot be read.
+        Raises SourceUnusable when the root itself cannot be read.
         """
 
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
-from tar_like.errors import SourceError, UsageError, cause, shown
+from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
 
@@ -43,7 +43,7 @@ class FolderSource:
         except NotADirectoryError:
             raise UsageError(f"{base} is not a folder.") from None
         except OSError as error:
-            raise SourceError(f"The folder {base} cannot be opened: {cause(error)}.") from None
+            raise SourceUnusable(f"The folder {base} cannot be opened: {cause(error)}.") from None
 
     @property
     def url(self) -> str:
@@ -54,11 +54,12 @@ class FolderSource:
 
     def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         root = self._stat(b"", wanted)
-        assert isinstance(root, Found)
         listing = self._list(b"", wanted)
         first = next(listing, None)
-        if isinstance(first, Skipped) and not first.path:
-            raise SourceError(f"The folder {self._base} cannot be read: {first.detail}.")
+        for item in (root, first):
+            if isinstance(item, Skipped) and not item.path:
+                raise SourceUnusable(f"The folder {self._base} cannot be read: {item.detail}.")
+        assert isinstance(root, Found)
         yield root
         stack = [_chain(first, listing)]
         while stack:
@@ -244,7 +245,7 @@ def _xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, byte
             return ()
         raise
     for key in sorted(names):
-        if (wanted.acls if key in _ACLS else wanted.xattrs and _portable(key)):
+        if wanted.acls if key in _ACLS else wanted.xattrs and _portable(key):
             value = os.getxattr(path, key, follow_symlinks=False)
             found.append((os.fsencode(key), value))
     return tuple(found)

@@ -7,7 +7,7 @@ from tar_like.source.contract import Source
 
 
 def open_source(url: str) -> Source:
-    """The source for a folder's path or a URL. Raises UsageError or SourceError."""
+    """The source for a folder's path or a URL. Raises UsageError or SourceUnusable."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         from tar_like.source.folder import FolderSource

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,7 +29,16 @@ from tar_like.errors import (
     Unreachable,
     UsageError,
 )
-from tar_like.wire import BITMAP, DIGEST_HEADER, PROBLEM, ROOT, Inflater, Status, deflate_file, digest_header
+from tar_like.wire import (
+    BITMAP,
+    DIGEST_HEADER,
+    PROBLEM,
+    ROOT,
+    Inflater,
+    Status,
+    deflate_file,
+    digest_header,
+)
 
 T = TypeVar("T")
 
@@ -51,7 +60,12 @@ class Client:
     """Speaks to one receiver. Not thread-safe."""
 
     def __init__(
-        self, url: str, *, ca_bundle: str | None = None, verify: bool = True, attempts: int = ATTEMPTS
+        self,
+        url: str,
+        *,
+        ca_bundle: str | None = None,
+        verify: bool = True,
+        attempts: int = ATTEMPTS,
     ) -> None:
         """Raises UsageError for a URL that cannot be one."""
         self.url = checked_url(url)
@@ -257,5 +271,3 @@ def _problem(url: str, response: requests.Response) -> TarLikeError:
 
 def _not_a_receiver(url: str) -> TarLikeError:
     return TarLikeError(f"What answers at {url} is no receiver of tar-like: check the URL.")
-
-

@@ -48,7 +48,7 @@ class Pool:
         for connection, child in self._children.items():
             child.give(connection, work.next())
         try:
-            while any(child.blocks for child in self._children.values()):
+            while any(child.busy for child in self._children.values()):
                 for connection in wait(list(self._children)):
                     assert isinstance(connection, Connection)
                     yield from self._hear(connection, work)
@@ -69,7 +69,7 @@ class Pool:
             self._replace(connection, work)
             return
         if message is None:  # the range is done
-            child.blocks = []
+            child.blocks, child.busy = [], False
             if not self._stopped:
                 child.give(connection, work.next())
             return
@@ -105,10 +105,13 @@ class Pool:
 
     def _end(self) -> None:
         for connection, child in self._children.items():
-            connection.close()
-            if any(child.blocks):
+            if child.busy:
                 child.process.kill()
+            else:
+                connection.send([])
+        for connection, child in self._children.items():
             child.process.join()
+            connection.close()
         self._children.clear()
 
 
@@ -120,9 +123,10 @@ class _Child:
         self.number = number
         self.stop: multiprocessing.synchronize.Event = stop  # type: ignore[assignment]
         self.blocks: list[int] = []
+        self.busy = False
 
     def give(self, connection: Connection, blocks: list[int]) -> None:
-        self.blocks = blocks
+        self.blocks, self.busy = blocks, bool(blocks)
         if blocks:
             connection.send(blocks)
 
@@ -164,8 +168,8 @@ def _run(
     parents.close()
     sender = make_sender(number)
     try:
-        while True:
-            for outcome in sender.send(connection.recv(), stop=stop.is_set):
+        while blocks := connection.recv():
+            for outcome in sender.send(blocks, stop=stop.is_set):
                 connection.send(outcome)
             connection.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError):

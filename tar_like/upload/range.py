@@ -1,6 +1,6 @@
 """Sending a range of blocks: the code that the local pool and workers on other hosts share.
 
-    for each missing block of the range: pieces > make > PUT > outcome
+for each missing block of the range: pieces > make > PUT > outcome
 """
 
 from __future__ import annotations

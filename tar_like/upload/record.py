@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
+from tar_like.database import connect
 from tar_like.errors import TarLikeError
 from tar_like.upload.range import BlockOutcome
 
@@ -33,7 +34,7 @@ class Record:
         self._path = path
         self._last = time.monotonic()
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = connect(path)
             self._db.execute(_TABLE)
             self._db.execute("BEGIN")
         except sqlite3.Error as error:

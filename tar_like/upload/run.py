@@ -27,6 +27,10 @@ ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
 
 
+IDLE_COMMITS = 6
+"""How many requests for a commit may pass, about 10 s each, without one being under way."""
+
+
 class Progress(Protocol):
     """Who wants to see how far an upload is."""
 
@@ -190,9 +194,7 @@ class Upload:
         total, size = plan.bytes, plan.block_size
         self._progress.blocks(total, max(0, total - len(missing) * size))
         plan.close()
-        record = (
-            Record(options.record, self.summary.transfer, size) if options.record else None
-        )
+        record = Record(options.record, self.summary.transfer, size) if options.record else None
         self._pool = Pool(self._sender_factory(plan_path), options.processes)
         if self._stopped:
             self._pool.stop()
@@ -239,6 +241,7 @@ class Upload:
     def _commit(self, client: Client, transfer_id: str) -> bool:
         """Whether the transfer is complete; False when blocks must be sent again."""
         self._progress.say("All blocks have arrived; committing.")
+        idle = 0
         while True:
             self._raise_if_stopped()
             try:
@@ -248,8 +251,13 @@ class Upload:
                 return True
             if status.state == COMPLETE:
                 break
-            if status.state != COMMITTING:
+            if status.revoked or status.received < status.blocks:
                 return False
+            if status.state != COMMITTING:
+                idle += 1
+                if idle >= IDLE_COMMITS:
+                    self.summary.errors.append("The receiver does not get to committing.")
+                    return True
         self.summary.state = COMPLETE
         reported = {failure.path for failure in status.failures}
         self.summary.failures = status.failures + [
