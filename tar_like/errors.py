@@ -143,6 +143,8 @@ def _shown_character(character: str) -> str:
         return character
     if character in string.whitespace and character in "\n\r\t":
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    if "\x80" <= character <= "\xff":
+        return f"\\u{ord(character):04x}"  # \xNN stands for a byte that is no text
     return character.encode("unicode_escape").decode("ascii")
 
 
