@@ -67,7 +67,9 @@ class Status:
     @classmethod
     def from_json(cls, text: bytes | str) -> Status:
         """Raises ValueError or TypeError for what is no status."""
-        values: dict[str, Any] = json.loads(text)
+        values: Any = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError("A status is a JSON object.")
         failures = [Failure(**failure) for failure in values.pop("failures", [])]
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known}, failures=failures)
