@@ -59,6 +59,8 @@ def _rc(environ: Mapping[str, str]) -> dict[str, str]:
         if named:
             raise UsageError(f"The settings file {named} (TARLIKE_RC) does not exist.")
         return {}
+    if os.path.isdir(path):
+        raise UsageError(f"The settings file {path} is a folder.")
     from dotenv import dotenv_values
 
     try:
@@ -74,7 +76,7 @@ def _cores() -> int:
 
 def count(text: str) -> int:
     """A positive whole number. Raises UsageError."""
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1024:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 0 < int(text) <= 1024:
         raise UsageError(f"{text!r} is not a number of processes from 1 to 1024.")
     return int(text)
 
