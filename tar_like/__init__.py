@@ -1,3 +1,3 @@
-"""tar-like: make a folder tree appear, verified, at a destination, with many senders and receivers."""
+"""tar-like: make a folder tree appear, verified, with many senders and receivers."""
 
 __version__ = "0.1.0"

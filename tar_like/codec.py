@@ -83,7 +83,7 @@ def decode(body: memoryview, lengths: list[int]) -> Body:
     if len(body) < OVERHEAD:
         raise BlockInvalid("The body is shorter than a block's header.")
     magic, codec, count, raw_length = _HEADER.unpack_from(body)
-    if magic != _MAGIC or codec not in (PLAIN, LZ4) or body[5:8] != b"\0\0\0":
+    if magic != _MAGIC or codec not in (PLAIN, LZ4) or bytes(body[5:8]) != b"\0\0\0":
         raise BlockInvalid("The body does not start with a block's header.")
     omissions = _omissions(body, count, len(lengths))
     expected = sum(lengths) - sum(lengths[omission.piece] for omission in omissions)

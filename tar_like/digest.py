@@ -1,8 +1,8 @@
 """Digests by name, and the digest of a block.
 
 A block's digest is BLAKE3 over the BLAKE3 digests of its pieces, in order; a piece that is
-omitted counts as 31 zero bytes and the reason. So each byte is hashed once on either side, and the digest of a
-file that lies in one block falls out on the way.
+omitted counts as 31 zero bytes and the reason. So each byte is hashed once on either side, and
+the digest of a file that lies in one block falls out on the way.
 
 Sources: BLAKE3 spec 2020-11; xxh3 of xxHash 0.8; sha256 and md5 of hashlib.
 """

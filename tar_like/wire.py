@@ -6,6 +6,7 @@ The protocol itself is written down in docs/protocol.md.
 from __future__ import annotations
 
 import base64
+import builtins
 import json
 import os
 from collections.abc import Iterator
@@ -61,11 +62,11 @@ class Status:
     """Blocks whose staged bytes failed verification in the last commit: they are missing again."""
     failures: list[Failure] = field(default_factory=list)
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> builtins.bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, text: bytes | str) -> Status:
+    def from_json(cls, text: builtins.bytes | str) -> Status:
         """Raises ValueError or TypeError for what is no status."""
         values: Any = json.loads(text)
         if not isinstance(values, dict):

@@ -91,9 +91,8 @@ def size(count: int) -> str:
     """
     if count < 10240:
         return f"{count} B"
-    value = float(count)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
+    value, units = count / 1024, ["TiB", "GiB", "MiB", "KiB"]
+    while value >= 1024 and len(units) > 1:
         value /= 1024
-        if value < 1024:
-            break
-    return f"{value:.1f} {unit}"
+        units.pop()
+    return f"{value:.1f} {units[-1]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tar_like import digest
 from tar_like.codec import REASONS
@@ -35,7 +35,7 @@ class BuildOptions:
     """Do not reuse the hashes of the old index."""
     jobs: int = 1
     """Processes that hash."""
-    wanted: Wanted = Wanted()
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class Index:
         self.path = path
         self._db = schema.open_readonly(path)
         try:
-            self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
+            self._meta: dict[str, str] = dict(self._db.execute("SELECT key, value FROM meta"))
         except sqlite3.Error as error:
             raise IndexInvalid(f"{path} is damaged ({error}).") from None
         if not {"id", "hash", "entries", "length", "bytes"} <= self._meta.keys():

@@ -91,7 +91,7 @@ class _Rows:
         if tuple(map(type, entry)) != _TYPES:
             raise IndexInvalid(f"Entry {self.count} has a value of a wrong type.")
         (
-            entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash_,
+            entry_id, path, kind, size, offset, mode, _, uid, gid, target, link, hash_,
             _, _, _,
         ) = entry  # fmt: skip
         if entry_id != self.count:
@@ -107,8 +107,12 @@ class _Rows:
             self._check_file(path, size, offset, hash_)
         elif size or hash_ or kind not in _KINDS:
             raise IndexInvalid(f"{shown(path)} is of no kind that has such a size or digest.")
-        if kind == DIRECTORY and path:
+        elif kind == DIRECTORY and path:
             self._parents.append(path)
+        self._check_links(entry_id, path, kind, target, link)
+
+    @staticmethod
+    def _check_links(entry_id: int, path: bytes, kind: str, target: bytes, link: int) -> None:
         if (kind == SYMLINK) != (0 < len(target) < MAX_TARGET) or b"\0" in target:
             raise IndexInvalid(f"{shown(path)} has a link text that cannot be.")
         if (kind == HARDLINK) != (0 < link < entry_id) or (kind != HARDLINK and link != -1):

@@ -272,7 +272,7 @@ def _spill(run: list[bytes]) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115 closed by _unspill
     file.write(b"\0".join(sorted(run)) + b"\0")
     file.seek(0)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _unspill(file: BinaryIO) -> Iterator[bytes]:

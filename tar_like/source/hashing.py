@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tar_like import digest
 from tar_like.codec import Omission
@@ -56,7 +56,7 @@ def hash_files(
 
 
 class _Batch(NamedTuple):
-    items: list[object]
+    items: list[Any]
     positions: list[int]
     """Which of the items are files to hash."""
     files: list[Piece]
@@ -144,7 +144,7 @@ def _joined(batch: _Batch, hashes: list[Hashed]) -> Iterator[tuple[T, Hashed | N
     found: list[Hashed | None] = [None] * len(batch.items)
     for position, hashed in zip(batch.positions, hashes, strict=True):
         found[position] = hashed
-    return zip(batch.items, found, strict=True)  # type: ignore[return-value]
+    return zip(batch.items, found, strict=True)
 
 
 def _windowed(

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from typing import cast
 
 from tar_like.errors import TarLikeError
 from tar_like.process import start_pool_worker
@@ -49,8 +51,7 @@ class Pool:
             child.give(connection, work.next())
         try:
             while any(child.busy for child in self._children.values()):
-                for connection in wait(list(self._children)):
-                    assert isinstance(connection, Connection)
+                for connection in cast(list[Connection], wait(list(self._children))):
                     yield from self._hear(connection, work)
         finally:
             self._end()
@@ -118,10 +119,10 @@ class Pool:
 class _Child:
     """A process and the blocks that it has still to send."""
 
-    def __init__(self, process: BaseProcess, number: int, stop: object) -> None:
+    def __init__(self, process: BaseProcess, number: int, stop: Event) -> None:
         self.process = process
         self.number = number
-        self.stop: multiprocessing.synchronize.Event = stop  # type: ignore[assignment]
+        self.stop = stop
         self.blocks: list[int] = []
         self.busy = False
 
@@ -160,7 +161,7 @@ def _run(
     number: int,
     connection: Connection,
     parents: Connection,
-    stop: multiprocessing.synchronize.Event,  # type: ignore[name-defined]
+    stop: Event,
     parent: int,
 ) -> None:
     """A child's life."""
