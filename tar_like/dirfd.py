@@ -76,7 +76,7 @@ class Walker:
         self._fds.append(fd)
         self._names.append(name)
         middle = len(self._fds) - KEEP - 1
-        if middle >= KEEP:
+        if middle >= KEEP and self._fds[middle] != -1:
             os.close(self._fds[middle])
             self._fds[middle] = -1
 
