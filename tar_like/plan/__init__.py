@@ -6,7 +6,7 @@
 The receiver makes the plan once for each transfer; senders fetch it. It never changes.
 """
 
-from tar_like.plan.build import build_plan
+from tar_like.plan.build import build_plan, build_whole_plan
 from tar_like.plan.reader import Plan
 
-__all__ = ["Plan", "build_plan"]
+__all__ = ["Plan", "build_plan", "build_whole_plan"]

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 
-from tar_like.database import scratch
+from tar_like.database import scratch, uri
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent, place
 from tar_like.plan import schema
@@ -20,28 +20,72 @@ def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: in
     """
     db = scratch(path)
     try:
-        db.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version={schema.VERSION}")
-        for table in schema.TABLES:
-            db.execute(table)
+        _create(db, index.path)
         layer = _Layer(db, index)
         db.executemany("INSERT INTO extent VALUES (?, ?, ?, ?)", layer.extents(lacking))
-        meta = {
-            "index": index.id,
-            "block_size": str(block_size),
-            "length": str(layer.length),
-            "bytes": str(layer.bytes),
-            "files": str(layer.files),
-        }
-        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        db.execute("COMMIT")
+        _finish(db, index, block_size, length=layer.length, total=layer.bytes, files=layer.files)
     finally:
         db.close()
+    _sync(path)
+
+
+def _create(db: sqlite3.Connection, index_path: str) -> None:
+    db.execute("COMMIT")
+    db.execute("ATTACH ? AS idx", (uri(index_path, "ro"),))
+    db.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={schema.VERSION}")
+    db.execute("BEGIN")
+    for table in schema.TABLES:
+        db.execute(table)
+
+
+def _finish(
+    db: sqlite3.Connection, index: Index, block_size: int, *, length: int, total: int, files: int
+) -> None:
+    meta = {
+        "index": index.id,
+        "block_size": str(block_size),
+        "length": str(length),
+        "bytes": str(total),
+        "files": str(files),
+    }
+    db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    db.execute("COMMIT")
+
+
+def _sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def build_whole_plan(index: Index, path: str, block_size: int) -> bool:
+    """Write the plan for a whole tree, if no file has holes: its extents are the index's own.
+
+    The same plan that ``build_plan`` makes when every file is lacking, without a row passing
+    through Python. Returns False, having written nothing, where a file has holes.
+    """
+    if next(index.segments(), None) is not None:
+        return False
+    db = scratch(path)
+    try:
+        _create(db, index.path)
+        db.execute(
+            "INSERT INTO extent SELECT offset, id, 0, size FROM idx.entry "
+            "WHERE kind = 'f' AND size > 0 ORDER BY id"
+        )
+        db.execute("INSERT INTO bare SELECT id FROM idx.entry WHERE kind = 'f' AND size = 0")
+        length, total, files = db.execute(
+            "SELECT coalesce(max(offset + size), 0), coalesce(sum(size), 0), count(*) "
+            "FROM idx.entry WHERE kind = 'f'"
+        ).fetchone()
+        _finish(db, index, block_size, length=length, total=total, files=files)
+    finally:
+        db.close()
+    _sync(path)
+    return True
 
 
 class _Layer:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from tar_like.database import connect_readonly, scratch
 from tar_like.dirfd import Walker
-from tar_like.errors import IndexInvalid
 from tar_like.index import Index
 from tar_like.layout import FILE, Entry, sort_key
 
@@ -157,6 +156,11 @@ class _Flush:
         self._db.close()
 
 
+def write_kept(path: str) -> None:
+    """Say that nothing is kept."""
+    _Flush(path).close()
+
+
 def compare(index: Index, ledger_path: str, root: str, kept_path: str) -> Iterator[Entry]:
     """The files that the destination lacks, in order; the others are listed in ``kept_path``.
 
@@ -170,11 +174,3 @@ def compare(index: Index, ledger_path: str, root: str, kept_path: str) -> Iterat
         flush.close()
     finally:
         ledger.close()
-
-
-def read_kept(path: str) -> Iterator[Landed]:
-    """The files that are kept, in order."""
-    if not os.path.exists(path):
-        raise IndexInvalid(f"{path} is missing.")
-    db = connect_readonly(path)
-    return map(Landed._make, db.execute("SELECT * FROM landed ORDER BY entry_id"))

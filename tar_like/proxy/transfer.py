@@ -27,7 +27,7 @@ from tar_like.errors import (
 )
 from tar_like.index import Index, validate
 from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
-from tar_like.plan import Plan, build_plan
+from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.proxy import durable, ledger
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
@@ -96,10 +96,14 @@ class Transfer:
         temporary = os.path.join(folder, "plan.db")
         kept = os.path.join(folder, "kept.db")
         try:
-            lacking = ledger.compare(
-                self._index, self._destination.ledger, self._destination.root, kept
-            )
-            build_plan(self._index, lacking, temporary, block_size)
+            known = os.path.exists(self._destination.ledger)
+            if not known and build_whole_plan(self._index, temporary, block_size):
+                ledger.write_kept(kept)
+            else:
+                lacking = ledger.compare(
+                    self._index, self._destination.ledger, self._destination.root, kept
+                )
+                build_plan(self._index, lacking, temporary, block_size)
             self._check_space(temporary)
             durable.publish(kept, os.path.join(self.path, "kept.db"))
             durable.publish(temporary, self.plan_path)
