@@ -75,16 +75,19 @@ class ReceiptLog:
 
     def __init__(self, directory: str) -> None:
         """Create the log. Raises OSError."""
-        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.log"
-        self.path = os.path.join(directory, name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
+        self._directory = directory
         self._lock = threading.Lock()
-        self._end = 0
-        self._synced = 0
         with self._lock:
-            self._append(_record(b"H", machine()))
-            self._synced = self._end
+            self._begin()
+
+    def _begin(self) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.log"
+        self.path = os.path.join(self._directory, name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._fd: int | None = os.open(self.path, flags, 0o600)
+        self._end = 0
+        self._append(_record(b"H", machine()))
+        self._synced = self._end
 
     @property
     def dirty(self) -> int:
@@ -106,8 +109,7 @@ class ReceiptLog:
     def revoke(self, blocks: list[tuple[int, int]]) -> None:
         """Void the receipts of blocks up to the given epochs, durably. Raises OSError."""
         with self._lock:
-            self._append(b"".join(_record(b"R", _REVOKE.pack(*pair)) for pair in blocks))
-            os.fsync(self._fd)
+            os.fsync(self._append(b"".join(_record(b"R", _REVOKE.pack(*pair)) for pair in blocks)))
 
     def mark(self) -> int:
         """The position that a sync started now will cover."""
@@ -116,27 +118,40 @@ class ReceiptLog:
     def checkpoint(self, mark: int) -> None:
         """Call after the filesystem was synced since ``mark``. Raises OSError."""
         with self._lock:
-            self._append(_record(b"C", _CHECKPOINT.pack(mark)))
-            os.fsync(self._fd)
+            os.fsync(self._append(_record(b"C", _CHECKPOINT.pack(mark))))
             self._synced = mark if mark + _CHECKPOINT_SIZE < self._end else self._end
 
     def distrust(self) -> None:
-        """After a failed sync: drop every record since the last checkpoint. Raises OSError."""
+        """After a failed sync: drop every record since the last checkpoint. Raises OSError.
+
+        The log ends there; what comes goes to a new one, so that whoever has read further sees
+        for ever that this one was cut.
+        """
         with self._lock:
-            os.ftruncate(self._fd, self._synced)
-            self._end = self._synced
+            if self._fd is not None:
+                os.ftruncate(self._fd, self._synced)
+                os.close(self._fd)
+                self._fd = None
+                self._end = self._synced = 0
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        if self._fd is not None:
+            os.close(self._fd)
 
-    def _append(self, records: bytes) -> None:
+    def _append(self, records: bytes) -> int:
+        """Write records behind the last one; returns the log's fd."""
+        if self._fd is None:
+            self._begin()
+        fd = self._fd
+        assert fd is not None
         try:
-            write_all(self._fd, records, self._end)
+            write_all(fd, records, self._end)
         except OSError:
-            os.ftruncate(self._fd, self._end)
+            os.ftruncate(fd, self._end)
             raise
         self._end += len(records)
+        return fd
 
 
 class Receipts:
@@ -259,8 +274,13 @@ class Receipts:
     def _add(self, block_no: int, receipt: Receipt) -> bool:
         if receipt.epoch <= self._void.get(block_no, -1):
             return False
-        known = self._blocks.setdefault(block_no, receipt)
-        if known.digest != receipt.digest:
+        known = self._blocks.get(block_no)
+        if known is None or known.epoch < receipt.epoch:
+            self._forget(block_no)  # it is void: the log that says so is yet to be read
+            self._blocks[block_no] = receipt
+        elif known.epoch > receipt.epoch:
+            return False
+        elif known.digest != receipt.digest:
             self._others.setdefault(block_no, set()).add(receipt.digest)
         return True
 
@@ -271,9 +291,12 @@ class Receipts:
             self._omitted[block_no] = remaining
         known = self._blocks.get(block_no)
         if known is not None and known.epoch <= epoch:
-            del self._blocks[block_no]
-            self._others.pop(block_no, None)
-            self._durable.discard(block_no)
+            self._forget(block_no)
+
+    def _forget(self, block_no: int) -> None:
+        self._blocks.pop(block_no, None)
+        self._others.pop(block_no, None)
+        self._durable.discard(block_no)
 
 
 class _LogState:
