@@ -14,7 +14,7 @@ from tar_like.errors import UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions
-    from tar_like.upload.run import UploadOptions
+    from tar_like.upload.dispatch import UploadOptions
 
 HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli.common import block_size, build_options, forbid_inside
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
-    from tar_like.upload.run import UploadOptions
+    from tar_like.upload.dispatch import UploadOptions
 
     settings = config.load()
     build = build_options(options, algorithm="none", fresh=True, jobs=1)

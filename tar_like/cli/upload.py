@@ -37,7 +37,8 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli.common import block_size, first_interrupt, report_upload
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
-    from tar_like.upload.run import Upload, UploadOptions
+    from tar_like.upload.dispatch import UploadOptions
+    from tar_like.upload.run import Upload
 
     settings = config.load()
     first, last = config.block_range(options.first, options.last)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,7 +41,11 @@ from tar_like.wire import (
 )
 
 T = TypeVar("T")
+Pace = Callable[[int], None]
+"""Called before so many bytes of a body go out; returns when they may."""
 
+SLICE = 256 << 10
+"""Bytes of a body that go out at once where there is a pace."""
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 120.0
 ATTEMPTS = 6
@@ -66,9 +70,11 @@ class Client:
         ca_bundle: str | None = None,
         verify: bool = True,
         attempts: int = ATTEMPTS,
+        pace: Pace | None = None,
     ) -> None:
         """Raises UsageError for a URL that cannot be one."""
         self.url = checked_url(url)
+        self._pace = pace
         self._session = requests.Session()
         self._session.verify = ca_bundle if verify and ca_bundle else verify
         self._session.headers["User-Agent"] = f"tar-like/{__version__}"
@@ -157,7 +163,7 @@ class Client:
         path = f"/{transfer_id}/{block_size}/{block_no}"
 
         def put() -> bool:
-            response = self._send("PUT", path, data=_Parts(body), headers=headers)
+            response = self._send("PUT", path, data=_Parts(body, self._pace), headers=headers)
             return response.status_code == 201
 
         return self._retry(put)
@@ -203,11 +209,19 @@ class Client:
 class _Parts:
     """A body in several parts, sent without joining them. Can be sent again."""
 
-    def __init__(self, parts: list[Any]) -> None:
+    def __init__(self, parts: list[Any], pace: Pace | None = None) -> None:
         self._parts = parts
+        self._pace = pace
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._parts)
+        return iter(self._parts) if self._pace is None else self._slices(self._pace)
+
+    def _slices(self, pace: Pace) -> Iterator[Any]:
+        for part in self._parts:
+            for start in range(0, len(part), SLICE):
+                piece = memoryview(part)[start : start + SLICE]
+                pace(len(piece))
+                yield piece
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)

@@ -33,6 +33,8 @@ class BlockOutcome:
     """Why the block could not be sent; it is still missing then."""
     fatal: bool = False
     """The error concerns every block: there is no use in going on."""
+    retry: bool = False
+    """The error may pass: another try, later or by another sender, may succeed."""
 
 
 class RangeSender:
@@ -70,7 +72,7 @@ class RangeSender:
             return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
         except TarLikeError as error:
             fatal = isinstance(error, Unreachable) or error.http_status in (404, 507)
-            return BlockOutcome(block_no=block_no, error=str(error), fatal=fatal)
+            return BlockOutcome(block_no=block_no, error=str(error), fatal=fatal, retry=error.retry)
         self._compressor.sent(made.raw)
         return BlockOutcome(
             block_no=block_no,

@@ -1,6 +1,6 @@
 """One upload from offer to commit.
 
-    offer > negotiate > rounds of (missing blocks > pool) > commit > report
+    offer > negotiate > rounds of (missing blocks > dispatcher) > commit > report
 
 The receiver says what is missing, before each round; so a run picks up where any other ended.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from tar_like.errors import Interrupted, TarLikeError, UsageError, shown
 from tar_like.index import Index
 from tar_like.plan import Plan
-from tar_like.source import open_source
 from tar_like.upload.client import Client
-from tar_like.upload.pool import Pool
-from tar_like.upload.range import BlockOutcome, RangeSender
+from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOptions
+from tar_like.upload.local import LocalDispatcher
+from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
 from tar_like.wire import COMMITTING, COMPLETE, Failure, Status, bits_missing
 
@@ -29,40 +28,6 @@ ROUNDS = 4
 
 IDLE_COMMITS = 6
 """How many requests for a commit may pass, about 10 s each, without one being under way."""
-
-
-class Progress(Protocol):
-    """Who wants to see how far an upload is."""
-
-    def blocks(self, total: int, done: int) -> None:
-        """There are ``total`` bytes to send, of which the receiver has ``done``."""
-
-    def advance(self, raw: int) -> None:
-        """So many bytes more have arrived."""
-
-    def say(self, text: str) -> None:
-        """A sentence for the user."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadOptions:
-    """What to send where, and how."""
-
-    source: str
-    index_path: str
-    urls: tuple[str, ...]
-    """Receivers of one destination; processes are spread over them."""
-    block_size: int
-    processes: int = 1
-    first: int | None = None
-    last: int | None = None
-    """First and last block to send, both included."""
-    ignore_done: bool = False
-    """Send blocks that the receiver has, too."""
-    compress: str = "auto"
-    ca_bundle: str | None = None
-    verify_tls: bool = True
-    record: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,18 +52,20 @@ class UploadSummary:
 class Upload:
     """One run. ``stop`` may be called from a signal handler."""
 
-    def __init__(self, options: UploadOptions, progress: Progress) -> None:
+    def __init__(
+        self, options: UploadOptions, progress: Progress, dispatcher: Dispatcher | None = None
+    ) -> None:
+        """Without a dispatcher, processes on this machine send the blocks."""
         self._options = options
         self._progress = progress
-        self._pool: Pool | None = None
+        self._dispatcher = dispatcher or LocalDispatcher(options)
         self._stopped = False
         self.summary = UploadSummary()
 
     def stop(self) -> None:
         """Finish the blocks in flight, then end."""
         self._stopped = True
-        if self._pool is not None:
-            self._pool.stop()
+        self._dispatcher.stop()
 
     def run(self) -> UploadSummary:
         """Raises TarLikeError when the upload cannot even start."""
@@ -107,7 +74,7 @@ class Upload:
             self.summary.transfer = index.id
             self.summary.entries = index.entry_count
             self._note_unreadable(index)
-            client = self._client(0)
+            client = options.client(0)
             try:
                 status = self._negotiate(client, index)
                 self._rounds(client, status, folder)
@@ -115,12 +82,8 @@ class Upload:
                 self.summary.interrupted = True
             finally:
                 client.close()
+                self._dispatcher.close(self.summary.state)
         return self.summary
-
-    def _client(self, number: int) -> Client:
-        options = self._options
-        url = options.urls[number % len(options.urls)]
-        return Client(url, ca_bundle=options.ca_bundle, verify=options.verify_tls)
 
     def _note_unreadable(self, index: Index) -> None:
         for row in index.skipped():
@@ -195,12 +158,15 @@ class Upload:
         self._progress.blocks(total, max(0, total - len(missing) * size))
         plan.close()
         record = Record(options.record, self.summary.transfer, size) if options.record else None
-        self._pool = Pool(self._sender_factory(plan_path), options.processes)
-        if self._stopped:
-            self._pool.stop()
+        sending = Sending(
+            transfer=self.summary.transfer,
+            plan_path=plan_path,
+            index_path=options.index_path,
+            missing=missing,
+        )
         troubles: dict[str, str] = {}
         try:
-            for outcome in self._pool.send(missing, len(missing)):
+            for outcome in self._dispatcher.send(sending, self._progress):
                 self._take(outcome, troubles)
                 if record is not None and not outcome.error:
                     record.add(outcome)
@@ -214,19 +180,6 @@ class Upload:
             if path not in known
         ]
 
-    def _sender_factory(self, plan_path: str) -> Callable[[int], RangeSender]:
-        options = self._options
-
-        def make(number: int) -> RangeSender:
-            return RangeSender(
-                self._client(number),
-                Plan(plan_path, options.index_path),
-                open_source(options.source),
-                compress=options.compress,
-            )
-
-        return make
-
     def _take(self, outcome: BlockOutcome, troubles: dict[str, str]) -> None:
         summary = self.summary
         if outcome.error:
@@ -236,7 +189,6 @@ class Upload:
         summary.bytes_sent += outcome.raw
         summary.wire_bytes += outcome.wire
         troubles.update(outcome.troubles)
-        self._progress.advance(outcome.raw)
 
     def _commit(self, client: Client, transfer_id: str) -> bool:
         """Whether the transfer is complete; False when blocks must be sent again."""

@@ -1,0 +1,88 @@
+"""Who sends missing blocks: the options that both ways share, and the interface they have.
+
+``local.LocalDispatcher``       processes on this machine
+``workers.queue.RedisDispatcher``  workers on any number of hosts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tar_like.upload.client import Client, Pace
+from tar_like.upload.range import BlockOutcome
+
+
+class Progress(Protocol):
+    """Who wants to see how far an upload is."""
+
+    def blocks(self, total: int, done: int) -> None:
+        """There are ``total`` bytes to send, of which the receiver has ``done``."""
+
+    def advance(self, raw: int) -> None:
+        """So many bytes more have arrived."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """What to send where, and how."""
+
+    source: str
+    index_path: str
+    urls: tuple[str, ...]
+    """Receivers of one destination; senders are spread over them."""
+    block_size: int
+    processes: int = 1
+    first: int | None = None
+    last: int | None = None
+    """First and last block to send, both included."""
+    ignore_done: bool = False
+    """Send blocks that the receiver has, too."""
+    compress: str = "auto"
+    ca_bundle: str | None = None
+    verify_tls: bool = True
+    record: str | None = None
+    limit: int = 0
+    """Bytes a second that all senders together may put on the wire; 0 is no limit."""
+
+    def client(self, number: int, pace: Pace | None = None) -> Client:
+        """A client of the receiver that the sender of this number speaks to."""
+        return Client(
+            self.urls[number % len(self.urls)],
+            ca_bundle=self.ca_bundle,
+            verify=self.verify_tls,
+            pace=pace,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """Blocks of one transfer that are to be sent."""
+
+    transfer: str
+    plan_path: str
+    index_path: str
+    missing: list[int]
+    """Block numbers, ascending."""
+
+
+class Dispatcher(Protocol):
+    """Has blocks sent by whoever it knows."""
+
+    def send(self, sending: Sending, progress: Progress) -> Iterator[BlockOutcome]:
+        """Have the blocks sent; one outcome a block, in any order, as they become known.
+
+        Every block that arrives is also told to ``progress``, once. Ends early after ``stop``.
+        Raises TarLikeError when nothing can be sent any more. What has arrived stays: calling
+        again with what is still missing goes on.
+        """
+
+    def stop(self) -> None:
+        """Let the blocks in flight end and begin no others. For signal handlers; idempotent."""
+
+    def close(self, state: str) -> None:
+        """The upload is over, and the transfer in this state; nothing is sent after this."""
