@@ -56,8 +56,8 @@ class Index:
     def entries(self, first: int = 0, stop: int | None = None) -> Iterator[Entry]:
         """Entries with ids in ``[first, stop)``, in canonical order."""
         rows = self._db.execute(
-            f"{schema.SELECT_ENTRY} WHERE id >= ? AND id < ? ORDER BY id",
-            (first, 1 << 62 if stop is None else stop),
+            f"{schema.SELECT_ENTRY} WHERE id >= ? AND id <= ? ORDER BY id",
+            (first, (1 << 63) - 1 if stop is None else stop - 1),
         )
         return map(Entry._make, rows)
 

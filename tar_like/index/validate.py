@@ -36,10 +36,10 @@ def validate(path: str, index_id: str) -> None:
     try:
         with Index(path) as index:
             _check_file(path)
-            found = _check_rows(index)
+            ids = {_check_rows(index), index.id}
     except (sqlite3.Error, UnicodeDecodeError, ValueError, struct.error, OverflowError) as error:
         raise IndexInvalid(f"The index is damaged ({error}).") from None
-    if found != index_id:
+    if ids != {index_id}:
         raise IndexInvalid("The index does not have the id it is offered under.")
 
 
@@ -59,7 +59,7 @@ def _check_rows(index: Index) -> str:
     identity = Identity(index.algorithm)
     rows = _Rows(_HASH_SIZES[index.algorithm])
     chunk: list[Entry] = []
-    for entry in index.entries(-(1 << 62)):
+    for entry in index.entries(-(1 << 63)):
         rows.check(entry)
         chunk.append(entry)
         if len(chunk) >= CHUNK:
@@ -113,7 +113,11 @@ class _Rows:
 
     @staticmethod
     def _check_links(entry_id: int, path: bytes, kind: str, target: bytes, link: int) -> None:
-        if (kind == SYMLINK) != (0 < len(target) < MAX_TARGET) or b"\0" in target:
+        if kind != SYMLINK:
+            fits = not target
+        else:
+            fits = 0 < len(target) < MAX_TARGET and b"\0" not in target
+        if not fits:
             raise IndexInvalid(f"{shown(path)} has a link text that cannot be.")
         if (kind == HARDLINK) != (0 < link < entry_id) or (kind != HARDLINK and link != -1):
             raise IndexInvalid(f"{shown(path)} is a hard link to no earlier entry.")
@@ -128,7 +132,8 @@ class _Rows:
 
     def _check_path(self, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
-        if len(name) > MAX_NAME or b"\0" in path or name in _BAD_NAMES or path == RESERVED:
+        bad = b"\0" in path or name in _BAD_NAMES or path == RESERVED
+        if bad or len(name) > MAX_NAME or path.startswith(b"/"):
             raise IndexInvalid(f"{shown(path)!r} is a name that cannot be.")
         key = sort_key(path)
         if key <= self._last_key:
@@ -158,12 +163,12 @@ def _check_segments(index: Index) -> None:
             except KeyError:
                 raise IndexInvalid("A data segment belongs to no entry.") from None
             entry_id, size, last = owner, entry.size, -1
-            empty = start == stop == 0
-        if start % PAGE or not (last < start < stop <= size or (empty and stop == 0)):
+        hole = start == stop == 0  # the only row of a file that is one hole
+        if start % PAGE or not (hole or last < start < stop <= size):
             raise IndexInvalid(f"The data segments of entry {owner} overlap or are out of range.")
         if stop % PAGE and stop != size:
             raise IndexInvalid(f"The data segments of entry {owner} do not end at a page.")
-        last = stop
+        last = size if hole else stop
 
 
 def _xattrs(index: Index, count: int) -> Iterator[tuple[int, bytes, bytes]]:
