@@ -136,7 +136,8 @@ def test_each_block_has_the_bytes_that_the_model_has_there(case: Case) -> None:
         assert plan.length == len(model)
         assert plan.bytes == sum(byte is not None for byte in model)
         assert plan.files == sum(case.lacking)
-        assert plan.block_size == (size := case.pages * PAGE)
+        size = plan.block_size
+        assert size == case.pages * PAGE
         assert plan.block_count == len(range(0, len(model), size))
         for number in range(plan.block_count):
             expected = extents_of(model, number * size, (number + 1) * size)

@@ -1,0 +1,220 @@
+"""What a folder has beyond the contract of sources: kinds, links, holes, names without end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tar_like.errors import SourceUnusable, UsageError
+from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece
+from tar_like.source import Found, Skipped, Wanted, folder, open_source
+from tar_like.source.folder import FolderSource
+from tests import trees
+
+
+def scan(root: Path) -> dict[bytes, Found | Skipped]:
+    source = FolderSource(str(root))
+    try:
+        return {one.path: one for one in source.scan(Wanted(xattrs=True))}
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hostile_tree_is_found_as_it_is(work: Path, seed: int) -> None:
+    tree = trees.build(work / "src", seed, specials=True)
+    found = scan(tree.root)
+    seen = trees.look(tree.root)
+    for path, one in found.items():
+        if isinstance(one, Skipped):
+            assert one.kind == "special"
+            continue
+        node = seen.pop(path or b".")
+        kinds = {FILE: "file", DIRECTORY: "folder", SYMLINK: "symlink"}
+        assert kinds[one.kind] == node.kind, path
+        assert one.mtime == node.mtime_ns, path
+        assert one.size == (node.size if one.kind == FILE else 0), path
+        if one.kind != SYMLINK:
+            assert one.mode == node.mode, path
+    assert not seen
+    assert sum(isinstance(one, Skipped) for one in found.values()) == tree.specials
+
+
+def test_special_files_are_named_by_their_kind(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        found = scan(tmp_path)
+    assert found[b"fifo"] == Skipped(b"fifo", "special", "FIFO")
+    assert found[b"socket"] == Skipped(b"socket", "special", "socket")
+
+
+def test_symlinks_are_read_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/x").touch()
+    for name, target in (
+        ("dir", "real"),
+        ("dangling", "no\nwhere"),
+        ("loop", "loop"),
+        ("up", ".."),
+    ):
+        (tmp_path / name).symlink_to(target)
+    found = scan(tmp_path)
+    assert set(found) == {b"", b"real", b"real/x", b"dir", b"dangling", b"loop", b"up"}
+    links = {p: one.target for p, one in found.items() if isinstance(one, Found) and one.target}
+    assert links == {b"dir": b"real", b"dangling": b"no\nwhere", b"loop": b"loop", b"up": b".."}
+
+
+def test_hard_links_are_told_by_their_inode(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    os.link(tmp_path / "a", tmp_path / "b")
+    a, b = scan(tmp_path)[b"a"], scan(tmp_path)[b"b"]
+    assert isinstance(a, Found) and isinstance(b, Found)
+    assert (a.dev, a.ino, a.links) == (b.dev, b.ino, 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3)), max_size=6), st.integers(0, PAGE))
+def test_the_segments_of_a_sparse_file_hold_all_its_data(
+    ranges: list[tuple[int, int]], rest: int
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "sparse")
+        with open(path, "wb") as file:
+            for page, pages in ranges:
+                os.pwrite(file.fileno(), b"x" * pages * PAGE, page * PAGE)
+            file.truncate(60 * PAGE + rest)
+        found = scan(Path(directory))[b"sparse"]
+        assert isinstance(found, Found)
+        size = 60 * PAGE + rest
+        segments = found.segments
+        assert segments is not None
+        covered = {page for start, stop in segments for page in range(start // PAGE, stop // PAGE)}
+        assert covered >= {page + n for page, pages in ranges for n in range(pages)}
+        if not ranges:
+            assert segments == ((0, 0),)
+            return
+        position = -1
+        for start, stop in segments:
+            assert position < start < stop <= size
+            assert start % PAGE == 0
+            assert stop % PAGE == 0 or stop == size
+            position = stop
+
+
+def test_a_file_without_holes_has_no_segments(tmp_path: Path) -> None:
+    (tmp_path / "full").write_bytes(b"x" * 3 * PAGE)
+    (tmp_path / "empty").touch()
+    found = scan(tmp_path)
+    for name in (b"full", b"empty"):
+        one = found[name]
+        assert isinstance(one, Found) and one.segments is None
+
+
+def test_names_that_do_not_fit_into_memory_are_sorted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*(b"%d" % number for number in range(50)), b"new\nline", b"\xff", b" ", b"long" * 60]
+    for name in names:
+        os.close(os.open(os.path.join(os.fsencode(tmp_path), name), os.O_CREAT))
+    whole = list(scan(tmp_path))
+    assert whole == [b"", *sorted(names)]
+    for run in (1, 7, len(names), len(names) + 1):
+        monkeypatch.setattr(folder, "RUN", run)
+        assert list(scan(tmp_path)) == whole
+
+
+def piece(path: bytes, size: int = 1, mtime: int = 0) -> Piece:
+    return Piece(1, path, 0, size, size, mtime, b"")
+
+
+def test_what_became_another_kind_is_omitted(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    root = tmp_path / "root"
+    (root / "folder").mkdir(parents=True)
+    (root / "link").symlink_to(outside)
+    (root / "linked").symlink_to(tmp_path)
+    os.mkfifo(root / "fifo")
+    source = FolderSource(str(root))
+    mtime = outside.stat().st_mtime_ns
+    names = (b"folder", b"link", b"linked/outside", b"fifo", b"../outside", b"missing/x", b"")
+    reading = source.read([piece(name, 1, mtime) for name in names], memoryview(bytearray(99)))
+    assert reading.length == 0
+    assert [omission.piece for omission in reading.omissions] == list(range(len(names)))
+    source.close()
+
+
+def test_a_file_of_proc_that_has_no_size_is_never_padded() -> None:
+    """The kernel says 0 bytes and gives more: what was promised is not there."""
+    source = FolderSource("/proc/self")
+    reading = source.read([piece(b"status", 100)], memoryview(bytearray(100)))
+    assert reading.length == 0 and len(reading.omissions) == 1
+    source.close()
+
+
+@pytest.mark.skipif(not trees.ROOT, reason="needs root to become nobody")
+def test_what_cannot_be_read_is_named_and_harms_no_other(work: Path) -> None:
+    for name in ("closed", "open", "unlisted"):
+        (work / "src" / name).mkdir(parents=True)
+        (work / "src" / name / "file").write_text("x")
+    (work / "src/secret").write_text("x")
+    (work / "src/secret").chmod(0)
+    (work / "src/closed").chmod(0)
+    (work / "src/unlisted").chmod(0o311)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            found = scan(work / "src")
+            kinds = {path for path, one in found.items() if isinstance(one, Skipped)}
+            source = FolderSource(str(work / "src"))
+            times = (work / "src/secret").stat().st_mtime_ns
+            reading = source.read([piece(b"secret", 1, times)], memoryview(bytearray(1)))
+            good = (
+                kinds == {b"closed", b"unlisted"}
+                and b"open/file" in found
+                and [one.reason for one in reading.omissions] == [3]
+            )
+            code = 0 if good else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_root_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="does not exist"):
+        FolderSource(str(tmp_path / "missing"))
+    with pytest.raises(UsageError, match="not a folder"):
+        FolderSource(str(tmp_path / "file"))
+    with pytest.raises((UsageError, SourceUnusable)):
+        FolderSource(str(tmp_path / ("x" * 300)))
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "S4://bucket", "://"])
+def test_a_url_of_no_source_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_source(url)
+
+
+def test_closing_gives_every_descriptor_back(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["d"] * 40)
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("x")
+    before = os.listdir("/proc/self/fd")
+    source = FolderSource(str(tmp_path))
+    found = [one for one in source.scan(Wanted()) if isinstance(one, Found) and one.kind == FILE]
+    source.read([piece(found[0].path, 1, found[0].mtime)], memoryview(bytearray(1)))
+    source.close()
+    assert os.listdir("/proc/self/fd") == before
+    assert stat.S_ISDIR(deep.stat().st_mode)
