@@ -31,6 +31,10 @@ class Settings:
     block_size: int = DEFAULT_BLOCK_SIZE
     compress: str = "auto"
     ca_bundle: str | None = None
+    redis_url: str = ""
+    """The Redis that hands out the work; empty for none."""
+    cache: str = ""
+    """Where indexes and plans of other hosts' transfers are kept."""
 
 
 def load() -> Settings:
@@ -49,6 +53,8 @@ def from_mapping(values: Mapping[str, str]) -> Settings:
         block_size=block_size(values.get("TARLIKE_BLOCK_SIZE", str(default.block_size)))[0],
         compress=values.get("TARLIKE_COMPRESS", default.compress),
         ca_bundle=values.get("TARLIKE_CA_BUNDLE") or None,
+        redis_url=values.get("TARLIKE_REDIS_URL", default.redis_url),
+        cache=values.get("TARLIKE_CACHE") or _cache(values),
     )
 
 
@@ -70,6 +76,12 @@ def _rc(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _cache(values: Mapping[str, str]) -> str:
+    """A folder of this user's. Source: the XDG Base Directory Specification."""
+    home = values.get("XDG_CACHE_HOME") or os.path.join(values.get("HOME") or "~", ".cache")
+    return os.path.join(os.path.expanduser(home), "tar-like")
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -78,6 +90,13 @@ def count(text: str) -> int:
     """A positive whole number. Raises UsageError."""
     if not re.fullmatch("[0-9]{1,4}", text) or not 0 < int(text) <= 1024:
         raise UsageError(f"{text!r} is not a number of processes from 1 to 1024.")
+    return int(text)
+
+
+def seconds(text: str) -> int:
+    """A positive number of seconds. Raises UsageError."""
+    if not re.fullmatch("[0-9]{1,8}", text) or not int(text):
+        raise UsageError(f"{text!r} is no number of seconds.")
     return int(text)
 
 

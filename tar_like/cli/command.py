@@ -13,7 +13,7 @@ from tar_like import __version__, config
 from tar_like.cli.output import Output
 from tar_like.errors import FAILURE, INTERRUPTED, TarLikeError, UsageError, cause
 
-COMMANDS = ("sync", "index", "proxy", "upload", "check", "status")
+COMMANDS = ("sync", "index", "proxy", "upload", "check", "worker", "status", "limit")
 
 EPILOG = """\
 examples:

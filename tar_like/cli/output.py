@@ -64,6 +64,12 @@ class Output:
             self._bar.close()
             self._bar = None
 
+    def interim(self, summary: dict[str, Any]) -> None:
+        """One of several summaries, as a line of JSON if that was asked for."""
+        if self._json:
+            print(json.dumps({"command": self.command, "seconds": self.seconds, **summary}))
+            sys.stdout.flush()
+
     def finish(self, summary: dict[str, Any], exit_code: int) -> int:
         """The end: the summary as JSON if that was asked for. Returns the exit code."""
         self.end_progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,15 +27,18 @@ with 'rsync SRC/ TARGET/'. Nothing is deleted. Whatever ends it, the same comman
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_scan_arguments, add_send_arguments
+    from tar_like.cli.fanout import add_fanout_arguments
 
     parser.add_argument("source", metavar="SRC", help="a folder")
     parser.add_argument("target", metavar="TARGET", help="a folder, or a receiver's URL")
     parser.add_argument("-db", dest="db", metavar="DB", help="keep the index in this file")
     add_scan_arguments(parser)
     add_send_arguments(parser, settings)
+    add_fanout_arguments(parser, settings)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli import fanout
     from tar_like.cli.common import block_size, build_options, forbid_inside
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
@@ -43,7 +47,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     settings = config.load()
     build = build_options(options, algorithm="none", fresh=True, jobs=1)
     upload = UploadOptions(
-        source=options.source,
+        source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",
         urls=(),
         block_size=block_size(options, output),
@@ -51,14 +55,18 @@ def run(options: argparse.Namespace, output: Output) -> int:
         compress=config.compression(options.compress),
         ca_bundle=settings.ca_bundle,
         verify_tls=not options.ignore_ca,
+        limit=config.size(options.limit),
     )
     if "://" in options.target:
-        upload = replace(upload, urls=(checked_url(options.target),))
+        upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
         open_source(options.source).close()
         return _sync(options, build, upload, output)
     if options.target.startswith(("http:", "https:", "http/", "https/")):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     open_source(options.source).close()
+    if options.detach or (options.redis and options.redis != settings.redis_url):
+        raise UsageError("Workers on other hosts need a receiver: give its URL, not a folder.")
+    options.redis = ""
     if "://" not in options.source:
         forbid_inside(options.target, options.source)
     return _sync_to_folder(options, build, upload, output, settings.processes)
@@ -80,19 +88,37 @@ def _sync_to_folder(
 def _sync(
     options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output
 ) -> int:
-    from tar_like.cli.common import first_interrupt, report_upload, say_scanned
+    from tar_like.cli import fanout
+    from tar_like.cli.common import say_scanned
     from tar_like.index import build_index
     from tar_like.source import open_source
-    from tar_like.upload.run import Upload
 
-    with tempfile.TemporaryDirectory(prefix="tar-like-") as folder:
+    folder = tempfile.mkdtemp(prefix="tar-like-")
+    code = None
+    try:
         index_path = options.db or os.path.join(folder, "index.db")
         source = open_source(options.source)
         try:
-            say_scanned(build_index(source, index_path, build), output)
+            found = build_index(source, index_path, build)
         finally:
             source.close()
-        run = Upload(replace(upload, index_path=index_path), output)
-        with first_interrupt(run.stop, output):
-            summary = run.run()
+        say_scanned(found, output)
+        if options.detach:
+            code = fanout.detach(options, found.id, output)
+        if code is None:
+            return _upload(options, replace(upload, index_path=index_path), output)
+        return code
+    finally:
+        if code is None:  # else the background still needs it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) -> int:
+    from tar_like.cli import fanout
+    from tar_like.cli.common import first_interrupt, report_upload
+    from tar_like.upload.run import Upload
+
+    run = Upload(upload, output, fanout.dispatcher(options, upload))
+    with first_interrupt(run.stop, output):
+        summary = run.run()
     return report_upload(summary, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from tar_like import config
 from tar_like.cli.output import Output
@@ -17,6 +18,7 @@ included) are sent; the receiver commits when no block is missing any more.
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_send_arguments
+    from tar_like.cli.fanout import add_fanout_arguments
 
     parser.add_argument("-b", dest="base", metavar="BASE", default=settings.base, help="the folder")
     parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="its index")
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         help=f"the receiver (default {settings.url}); several of one destination share the work",
     )  # fmt: skip
     add_send_arguments(parser, settings)
+    add_fanout_arguments(parser, settings)
     parser.add_argument("-f", dest="first", metavar="N", help="first block to send")
     parser.add_argument("-l", dest="last", metavar="N", help="last block to send, included")
     parser.add_argument(
@@ -34,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli import fanout
     from tar_like.cli.common import block_size, first_interrupt, report_upload
+    from tar_like.index import Index
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
@@ -42,9 +47,10 @@ def run(options: argparse.Namespace, output: Output) -> int:
 
     settings = config.load()
     first, last = config.block_range(options.first, options.last)
-    upload = Upload(
+    upload = fanout.check(
+        options,
         UploadOptions(
-            source=options.base,
+            source=options.base if "://" in options.base else os.path.abspath(options.base),
             index_path=options.db,
             urls=tuple(checked_url(url) for url in options.urls or [settings.url]),
             block_size=block_size(options, output),
@@ -56,10 +62,17 @@ def run(options: argparse.Namespace, output: Output) -> int:
             ca_bundle=settings.ca_bundle,
             verify_tls=not options.ignore_ca,
             record=options.record,
+            limit=config.size(options.limit),
         ),
-        output,
     )
     open_source(options.base).close()
-    with first_interrupt(upload.stop, output):
-        summary = upload.run()
+    if options.detach:
+        with Index(options.db) as index:
+            transfer = index.id
+        code = fanout.detach(options, transfer, output)
+        if code is not None:
+            return code
+    run = Upload(upload, output, fanout.dispatcher(options, upload))
+    with first_interrupt(run.stop, output):
+        summary = run.run()
     return report_upload(summary, output)

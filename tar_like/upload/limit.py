@@ -20,6 +20,10 @@ BURST = 0.25
 class Bucket(Protocol):
     """Gives out bytes at a rate."""
 
+    @property
+    def rate(self) -> int:
+        """Bytes a second; 0 is no limit. May change at any time."""
+
     def take(self, count: int) -> float:
         """Take bytes; the seconds to wait before sending them. Never blocks for long."""
 
@@ -33,12 +37,12 @@ class SharedBucket:
 
     @property
     def rate(self) -> int:
-        """Bytes a second; 0 is no limit. May be set at any time."""
+        """See Bucket."""
         return int(self._state[0])
 
     @rate.setter
     def rate(self, rate: int) -> None:
-        self._state[0] = float(rate)
+        self._state[0], self._state[1] = float(rate), 0.0
 
     def take(self, count: int) -> float:
         """See Bucket."""
@@ -73,8 +77,9 @@ def pacer(bucket: Bucket) -> Callable[[int], None]:
     """What a Client calls before each slice of a body."""
 
     def pace(count: int) -> None:
-        wait = bucket.take(count)
-        if wait > 0:
-            time.sleep(wait)
+        wait, rate = bucket.take(count), bucket.rate
+        while wait > 0 and bucket.rate == rate:  # a new limit holds at once
+            time.sleep(min(wait, 1.0))
+            wait -= 1.0
 
     return pace
