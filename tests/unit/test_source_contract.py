@@ -227,6 +227,15 @@ def test_a_part_that_is_there_of_a_file_that_changed_is_omitted_too(place: Place
     assert read(source, [piece])[0] == b""
 
 
+def test_a_piece_of_a_file_of_another_size_is_omitted(place: Place) -> None:
+    fill(place)
+    source = place.open()
+    piece = pieces(source)[b"a"]._replace(start=0, stop=3)
+    assert read(source, [piece])[0] == FILES[b"a"][:3]
+    for size in (piece.size - 1, piece.size + 1, 3):
+        assert read(source, [piece._replace(size=size)])[0] == b""
+
+
 def test_a_file_that_vanished_is_omitted_and_harms_no_other(place: Place) -> None:
     fill(place)
     source = place.open()
