@@ -6,10 +6,12 @@ as a memory of hashes, walked in step with the scan since both are in canonical 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tar_like import digest
 from tar_like.codec import REASONS
@@ -65,8 +67,12 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         try:
-            summary = _Builder(source, options, None if options.fresh else old).write(temporary)
-            _publish(temporary, path)
+            builder = _Builder(source, options, None if options.fresh else old)
+            summary = builder.write(temporary)
+            if summary is not None:
+                _publish(temporary, path)
+            elif old is not None:
+                summary = builder.unchanged(old)
         except OSError as error:
             raise TarLikeError(f"The index {path} cannot be written: {cause(error)}.") from None
         except sqlite3.Error as error:
@@ -76,6 +82,7 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
             old.close()
         if os.path.exists(temporary):
             os.unlink(temporary)
+    assert summary is not None
     return summary
 
 
@@ -105,22 +112,36 @@ class _Builder:
     def __init__(self, source: Source, options: BuildOptions, old: Index | None) -> None:
         self._source = source
         self._options = options
-        self._memory = _Memory(old, options.algorithm)
+        self._old = old
+        self._memory = _Memory(old, options.algorithm) if old is not None else None
         self._summary = BuildSummary()
         self._cursor = 0
 
-    def write(self, path: str) -> BuildSummary:
+    def write(self, path: str) -> BuildSummary | None:
+        """Write the index; None, and nothing of use written, when the old one still holds."""
         self._db = schema.create(path)
         try:
             self._db.execute(
                 "CREATE TEMP TABLE inode (dev INTEGER, ino INTEGER, entry_id INTEGER, "
                 "PRIMARY KEY (dev, ino)) WITHOUT ROWID"
             )
+            scan = self._source.scan(self._options.wanted)
             identity = Identity(self._options.algorithm)
-            for chunk in _chunks(self._hashed()):
+            if self._old is not None and self._memory is not None and self._may_compare(self._old):
+                head = self._pass_unchanged(self._old, scan)
+                if head is None and self._holds(self._old):
+                    return None
+                self._copy_unchanged(self._old, identity)
+                scan = itertools.chain(() if head is None else (head,), scan)
+                self._memory.forget(self._summary.entries)
+            for chunk in _chunks(self._hashed(scan)):
                 identity.add(chunk)
-                self._db.executemany(schema.INSERT_ENTRY, chunk)
-            self._summary.gone = self._memory.finish()
+                # SQLite binds plain tuples faster than their subclasses.
+                self._db.executemany(schema.INSERT_ENTRY, map(tuple, chunk))
+            if self._memory:
+                self._summary.gone = self._memory.finish()
+            else:
+                self._summary.added = self._summary.entries
             for row in self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
                 identity.add_xattr(*row)
             self._finish(identity.id())
@@ -128,6 +149,65 @@ class _Builder:
         finally:
             self._db.close()
         return self._summary
+
+    def _may_compare(self, old: Index) -> bool:
+        """Whether equal rows would mean an equal index."""
+        wanted = self._options.wanted
+        plain = not wanted.xattrs and not wanted.acls and not old.xattr_names
+        return plain and old.algorithm == self._options.algorithm
+
+    def _pass_unchanged(
+        self, old: Index, scan: Iterator[Found | Skipped]
+    ) -> Found | Skipped | None:
+        """Go through the scan as long as it is what the old index says.
+
+        Returns the first name that is not; None when all are.
+        """
+        summary = self._summary
+        rows = old.fingerprints()
+        hashed = self._options.algorithm != NO_HASH
+        for found in scan:
+            if isinstance(found, Skipped):
+                self._skip(found)
+                continue
+            *row, link, offset, has_hash = next(rows, _NO_ROW)
+            if tuple(row) != found[: len(row)] or not row:
+                first = found.links > 1 and self._known_name(found) == link
+                if not (first and _same_link(row, found)):
+                    return found
+            elif found.kind == FILE:
+                if hashed and not has_hash:
+                    return found
+                if found.links > 1:
+                    self._first_name(found, summary.entries)
+                summary.files += 1
+                if found.size:
+                    summary.bytes += found.size
+                    self._cursor = offset + found.size
+                summary.reused += hashed
+            summary.entries += 1
+        return None
+
+    def unchanged(self, old: Index) -> BuildSummary:
+        """The summary when nothing was written."""
+        self._summary.id = old.id
+        return self._summary
+
+    def _holds(self, old: Index) -> bool:
+        """Whether the old index has no more entries than were seen, and skipped the same."""
+        if self._summary.entries != old.entry_count:
+            return False
+        skipped = self._db.execute("SELECT path, kind, detail FROM skipped ORDER BY id")
+        return skipped.fetchall() == [tuple(row) for row in old.skipped()]
+
+    def _copy_unchanged(self, old: Index, identity: Identity) -> None:
+        """Take over the rows of the old index that the scan has confirmed."""
+        count = self._summary.entries
+        for chunk in _chunks(old.entries(0, count)):
+            identity.add(chunk)
+            self._db.executemany(schema.INSERT_ENTRY, map(tuple, chunk))
+        segments = (row for row in old.segments() if row[0] < count)
+        self._db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
 
     def _finish(self, index_id: str) -> None:
         summary = self._summary
@@ -146,13 +226,13 @@ class _Builder:
         }
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))
 
-    def _hashed(self) -> Iterator[Entry]:
+    def _hashed(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The entries with their hashes: remembered, or computed in parallel."""
         if self._options.algorithm == NO_HASH:
-            yield from self._numbered()
+            yield from self._numbered(scan)
             return
         pairs = hash_files(
-            self._source, self._options.algorithm, self._numbered(), _to_hash,
+            self._source, self._options.algorithm, self._numbered(scan), _to_hash,
             jobs=self._options.jobs,
         )  # fmt: skip
         for entry, hashed in pairs:
@@ -165,10 +245,10 @@ class _Builder:
             return entry
         return entry._replace(hash=hashed.digest)
 
-    def _numbered(self) -> Iterator[Entry]:
+    def _numbered(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The scan's names as entries: ids, offsets and hard links assigned."""
         summary = self._summary
-        for found in self._source.scan(self._options.wanted):
+        for found in scan:
             if isinstance(found, Skipped):
                 self._skip(found)
                 continue
@@ -180,7 +260,7 @@ class _Builder:
                     yield self._entry(found, entry_id, HARDLINK, 0, first, b"")
                     continue
             offset = self._cursor
-            remembered = self._memory.recall(found, summary)
+            remembered = self._memory.recall(found, summary) if self._memory else b""
             if found.kind == FILE:
                 summary.files += 1
                 if found.size:
@@ -212,14 +292,18 @@ class _Builder:
 
     def _first_name(self, found: Found, entry_id: int) -> int:
         """The first entry with the same inode; the inodes are kept on disk, not in memory."""
-        key = (_signed(found.dev), _signed(found.ino))
-        row = self._db.execute(
-            "SELECT entry_id FROM inode WHERE dev = ? AND ino = ?", key
-        ).fetchone()
-        if row is not None:
-            return int(row[0])
-        self._db.execute("INSERT INTO inode VALUES (?, ?, ?)", (*key, entry_id))
+        known = self._known_name(found)
+        if known >= 0:
+            return known
+        self._db.execute("INSERT INTO inode VALUES (?, ?, ?)", (found.dev, found.ino, entry_id))
         return entry_id
+
+    def _known_name(self, found: Found) -> int:
+        """The entry that already has this inode; -1 if there is none."""
+        row = self._db.execute(
+            "SELECT entry_id FROM inode WHERE dev = ? AND ino = ?", (found.dev, found.ino)
+        ).fetchone()
+        return -1 if row is None else int(row[0])
 
     def _skip(self, skipped: Skipped) -> None:
         if skipped.kind == "special":
@@ -232,11 +316,17 @@ class _Builder:
 class _Memory:
     """The hashes of an old index, walked in step with a new scan."""
 
-    def __init__(self, old: Index | None, algorithm: str) -> None:
-        self._usable = old is not None and old.algorithm == algorithm != NO_HASH
-        self._rows = old.entries() if old is not None else iter(())
+    def __init__(self, old: Index, algorithm: str) -> None:
+        self._old = old
+        self._usable = old.algorithm == algorithm != NO_HASH
+        self._rows = old.entries()
         self._next: Entry | None = next(self._rows, None)
         self._gone = 0
+
+    def forget(self, count: int) -> None:
+        """Go on after the first ``count`` rows, which have been confirmed."""
+        self._rows = self._old.entries(count)
+        self._next = next(self._rows, None)
 
     def recall(self, found: Found, summary: BuildSummary) -> bytes:
         """The known hash of an unchanged file, else nothing. Counts new and changed entries."""
@@ -286,9 +376,16 @@ def _to_hash(entry: Entry) -> Piece | None:
     return Piece(entry.id, entry.path, 0, entry.size, entry.size, entry.mtime, entry.token)
 
 
-def _signed(number: int) -> int:
-    """SQLite's integers are signed 64-bit; inode numbers are unsigned."""
-    return number - (1 << 64) if number >= 1 << 63 else number
+_NO_ROW = (-2, 0, False)
+"""Stands for the row after an index's last one: no fields, and a link that nothing has."""
+
+
+def _same_link(row: list[Any], found: Found) -> bool:
+    """Whether the row of a further name of a file is still right."""
+    path, kind, _, mode, mtime, uid, gid, _, ctime, ino = row
+    return kind == HARDLINK and (path, mode, mtime, uid, gid, ctime, ino) == (
+        found.path, found.mode, found.mtime, found.uid, found.gid, found.ctime, found.ino,
+    )  # fmt: skip
 
 
 def _printable(meta: dict[str, str]) -> list[tuple[str, str]]:

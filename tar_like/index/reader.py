@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tar_like.errors import IndexInvalid
 from tar_like.index import schema
@@ -91,6 +91,16 @@ class Index:
             (stop, start),
         )
         return map(Entry._make, rows)
+
+    def fingerprints(self) -> Iterator[tuple[Any, ...]]:
+        """What a scan finds of each entry, in the order of source.Found's first ten fields.
+
+        Then the entry that a hard link goes to, the offset, and whether there is a hash.
+        """
+        return self._db.execute(
+            "SELECT path, kind, size, mode, mtime, uid, gid, target, ctime, ino, link, offset, "
+            "length(hash) > 0 FROM entry ORDER BY id"
+        )
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
         """(entry id, start, stop) of the data of files with holes, in order."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tar_like.database import connect_readonly, uri
 from tar_like.errors import IndexInvalid
-from tar_like.layout import Extent, Piece, block_count, block_range, clip
+from tar_like.layout import Entry, Extent, Piece, block_count, block_range, clip
 from tar_like.plan import schema
 
 _PIECES = """
@@ -19,6 +19,13 @@ ORDER BY x.offset
 """
 
 
+_FILES = """
+SELECT x.offset, x.start, x.stop, e.id, e.path, e.kind, e.size, e.offset, e.mode, e.mtime, e.uid,
+  e.gid, e.target, e.link, e.hash, e.ctime, e.ino, e.token
+FROM extent x JOIN idx.entry e ON e.id = x.entry_id
+WHERE x.offset >= ?1 AND x.offset < ?2
+ORDER BY x.offset
+"""
 _EXTENTS = """
 SELECT offset, entry_id, start, stop FROM extent
 WHERE offset >= coalesce((SELECT max(offset) FROM extent WHERE offset <= ?1), 0) AND offset < ?2
@@ -89,6 +96,19 @@ class Plan:
                     continue
                 extent = clipped
             yield extent
+
+    def files_between(self, start: int, stop: int) -> Iterator[tuple[Entry, list[Extent]]]:
+        """Files with their extents, for a range that begins and ends with a file."""
+        entry: Entry | None = None
+        extents: list[Extent] = []
+        for row in self._db.execute(_FILES, (start, stop)):
+            if entry is None or row[3] != entry.id:
+                if entry is not None:
+                    yield entry, extents
+                entry, extents = Entry._make(row[3:]), []
+            extents.append(Extent(row[0], row[3], row[1], row[2]))
+        if entry is not None:
+            yield entry, extents
 
     def lacking(self) -> Iterator[int]:
         """Entry ids of the files that the receiver lacks, ascending."""

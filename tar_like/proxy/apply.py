@@ -13,23 +13,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sqlite3
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from tar_like import digest
-from tar_like.database import connect_readonly
+from tar_like.database import connect_readonly, uri
 from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
-from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
+from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.staging import Staging
 from tar_like.wire import Failure
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+_KNOWN = """
+SELECT e.id, e.path, e.kind, e.size, e.offset, e.mode, e.mtime, e.uid, e.gid, e.target, e.link,
+  e.hash, e.ctime, e.ino, e.token, v.digest, k.digest, k.ino, k.ctime, b.entry_id
+FROM entry e
+LEFT JOIN verified.verified v ON v.entry_id = e.id
+LEFT JOIN kept.landed k ON k.entry_id = e.id
+LEFT JOIN plan.bare b ON b.entry_id = e.id
+WHERE e.id >= ? AND e.id < ? AND e.kind IN ('f', 'l') ORDER BY e.id
+"""
 
 
 @dataclass(slots=True)
@@ -51,6 +61,7 @@ class Applier:
         self._staging = Staging(os.path.join(path, "stage"))
         self._walker = Walker(root)
         self._metadata = Metadata(self._index.xattr_names)
+        self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
     def make_directories(self) -> list[Failure]:
@@ -79,32 +90,48 @@ class Applier:
 
     def apply_range(self, first: int, stop: int) -> Applied:
         """Files and symlinks with ids in ``[first, stop)``."""
-        applied = Applied()
-        known = _Known(self._path, first, stop)
-        for entry in self._index.entries(first, stop):
-            applied.count += 1
+        applied = Applied(count=stop - first)
+        for row in self._known().execute(_KNOWN, (first, stop)):
+            entry = Entry._make(row[:15])
             try:
-                if entry.kind == FILE:
-                    applied.landed += self._apply_file(entry, known)
-                elif entry.kind == SYMLINK:
+                if entry.kind == SYMLINK:
                     self._apply_symlink(entry)
+                else:
+                    landed = self._apply_file(entry, *row[15:])
+                    if landed is not None:
+                        applied.landed.append(landed)
             except _Changed:
                 applied.failures.append(Failure(shown(entry.path), "changed", source=True))
             except _Refused as refused:
                 applied.failures.append(Failure(shown(entry.path), str(refused), source=False))
             except OSError as error:
                 applied.failures.append(_failed(entry, error))
-        known.close()
         return applied
 
-    def _apply_file(self, entry: Entry, known: _Known) -> list[Landed]:
-        kept = known.kept(entry.id)
+    def _known(self) -> sqlite3.Connection:
+        """The index, joined to what is known of its files: verified, kept or bare."""
+        if self._db is None:
+            self._db = connect_readonly(self._index.path)
+            for name in ("verified", "kept", "plan"):
+                path = os.path.join(self._path, f"{name}.db")
+                self._db.execute(f"ATTACH ? AS {name}", (uri(path, "ro"),))
+        return self._db
+
+    def _apply_file(
+        self,
+        entry: Entry,
+        content: bytes | None,
+        kept: bytes | None,
+        ino: int,
+        ctime: int,
+        bare: int | None,
+    ) -> Landed | None:
+        """``content`` and ``kept`` are digests; ``ino`` and ``ctime`` those of a kept file."""
         if kept is not None:
-            return [self._touch_kept(entry, kept)]
-        content = known.verified(entry.id)
+            return self._touch_kept(entry, Landed(entry.id, kept, ino, ctime))
         if content is None:
-            if not known.is_bare(entry.id):
-                return []  # reported by verification
+            if bare is None:
+                return None  # reported by verification
             content = digest.of_zeros(self._algorithm, entry.size)
             if entry.hash and entry.hash != content:
                 raise _Changed
@@ -115,7 +142,7 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if st.st_size != entry.size or st.st_mtime_ns != entry.mtime:
             raise _Refused("was replaced in the destination during the commit")
-        return [Landed(entry.id, content, st.st_ino, st.st_ctime_ns)]
+        return Landed(entry.id, content, st.st_ino, st.st_ctime_ns)
 
     def _stage_bare(self, entry: Entry) -> None:
         """A file without bytes to send: empty, or one hole."""
@@ -251,56 +278,6 @@ class _Refused(Exception):
 
 class _Changed(Exception):
     """The bytes that arrived are not those that the index has a digest of."""
-
-
-class _Known:
-    """What is known of the files of a range: kept, verified, or bare; asked for in order."""
-
-    def __init__(self, path: str, first: int, stop: int) -> None:
-        self._databases = [
-            connect_readonly(os.path.join(path, name))
-            for name in ("kept.db", "verified.db", "plan.db")
-        ]
-        self._kept, self._verified, self._bare = (
-            _Cursor(
-                db.execute(
-                    f"SELECT * FROM {table} "  # noqa: S608 one of the three names below
-                    "WHERE entry_id >= ? AND entry_id < ? ORDER BY entry_id",
-                    (first, stop),
-                )
-            )
-            for db, table in zip(self._databases, ("landed", "verified", "bare"), strict=True)
-        )
-
-    def kept(self, entry_id: int) -> Landed | None:
-        row = self._kept.at(entry_id)
-        return None if row is None else Landed._make(row)
-
-    def verified(self, entry_id: int) -> bytes | None:
-        row = self._verified.at(entry_id)
-        return None if row is None else bytes(row[1])
-
-    def is_bare(self, entry_id: int) -> bool:
-        return self._bare.at(entry_id) is not None
-
-    def close(self) -> None:
-        for db in self._databases:
-            db.close()
-
-
-class _Cursor:
-    """Rows that start with an entry id, ascending, walked in step with the entries."""
-
-    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
-        self._rows = rows
-        self._next = next(rows, None)
-
-    def at(self, entry_id: int) -> tuple[Any, ...] | None:
-        while self._next is not None and self._next[0] < entry_id:
-            self._next = next(self._rows, None)
-        if self._next is not None and self._next[0] == entry_id:
-            return self._next
-        return None
 
 
 def _failed(entry: Entry, error: OSError) -> Failure:

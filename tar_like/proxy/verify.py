@@ -75,6 +75,7 @@ class Verifier:
         self._receipts = Receipts(os.path.join(path, "receipts"))
         self._receipts.refresh()
         self._omitted = self._receipts.omitted_entries()
+        self._has_xattrs = bool(self._index.xattr_names)
         self._metadata = Metadata(self._index.xattr_names)
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         self._buffer = memoryview(bytearray(min(self._plan.block_size, UNIT)))
@@ -82,7 +83,7 @@ class Verifier:
     def __call__(self, unit: Unit) -> UnitResult:
         result = UnitResult()
         judge = _BlockJudge(self._plan, self._receipts, unit, result)
-        for entry, extents in self._files(unit):
+        for entry, extents in self._plan.files_between(unit.start, unit.stop):
             file_digest = self._read(entry, extents, judge)
             if entry.id in self._omitted:
                 continue
@@ -92,23 +93,6 @@ class Verifier:
                 result.verified.append((entry.id, file_digest))
         judge.finish()
         return result
-
-    def _files(self, unit: Unit) -> Iterator[tuple[Entry, list[Extent]]]:
-        """The unit's files with their extents, in order."""
-        extents = self._plan.extents_between(unit.start, unit.stop)
-        extent = next(extents, None)
-        if extent is None:
-            return
-        for entry in self._index.entries(extent.entry_id):
-            if extent.entry_id != entry.id:
-                continue
-            mine = []
-            while extent is not None and extent.entry_id == entry.id:
-                mine.append(extent)
-                extent = next(extents, None)
-            yield entry, mine
-            if extent is None:
-                return
 
     def _read(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
         """Hash a staged file, once a byte where it can be; give it its metadata."""
@@ -129,7 +113,7 @@ class Verifier:
                 os.ftruncate(fd, entry.size)
                 st = os.fstat(fd)
             whole = self._hash(fd, entry, extents, judge)
-            xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
+            xattrs = self._index.xattrs(entry.id) if self._has_xattrs else ()
             self._metadata.apply(fd, entry, st, xattrs)
             return whole
         finally:

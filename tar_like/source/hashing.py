@@ -8,18 +8,19 @@ back others once the window is full: memory is bounded, speed is not promised th
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tar_like import digest
 from tar_like.codec import Omission
 from tar_like.layout import Piece
 from tar_like.process import start_pool_worker
 from tar_like.source.contract import Source
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 STEP = 4 << 20
 BATCH_FILES = 512
@@ -49,6 +50,9 @@ def hash_files(
         for batch in _batches(items, file_of):
             yield from _joined(batch, hasher(batch.files))
         return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("fork"), _start_worker, (hasher, os.getpid())
     ) as pool:
