@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
-from tar_like.errors import UsageError
+from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions
@@ -82,7 +82,10 @@ def _sync_to_folder(
         destination=options.target, processes=min(upload.processes, cores), jobs=cores
     )
     with Receiver(serving) as receiver:
-        return _sync(options, build, replace(upload, urls=tuple(receiver.urls)), output)
+        code = _sync(options, build, replace(upload, urls=tuple(receiver.urls)), output)
+        if code in (OK, SOURCE_TROUBLE):
+            receiver.drop_abandoned()
+        return code
 
 
 def _sync(

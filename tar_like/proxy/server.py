@@ -48,7 +48,7 @@ class Receiver:
 
     def __init__(self, options: ServerOptions) -> None:
         """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
-        destination = Destination(options.destination)
+        self._destination = destination = Destination(options.destination)
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
         destination.sweep()
@@ -61,6 +61,15 @@ class Receiver:
             _run_child(parent, lambda: supervise(destination, sockets, options))
         for one in sockets:
             one.close()
+
+    def drop_abandoned(self) -> None:
+        """Remove the staging of transfers that nobody will finish.
+
+        Nobody else serves this destination, so what is left once a run is complete was given up:
+        a run of a tree that has changed since.
+        """
+        for transfer_id in self._destination.transfers():
+            self._destination.discard(self._destination.transfer(transfer_id))
 
     def close(self) -> None:
         """Stop it and wait until it is gone."""

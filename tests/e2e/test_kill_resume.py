@@ -277,3 +277,19 @@ def test_sigterm_of_a_proxy_in_the_middle_keeps_the_receipts(
         rest = upload(src, db, proxy.url, "-s", BLOCK)
         assert rest["blocks_sent"] == after.total - after.received
     assert_same(src, dst)
+
+
+def test_what_a_killed_sync_of_an_older_tree_staged_is_removed(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    with Job("sync", src, dst, "-s", BLOCK, "-p", 1) as job:
+        wait_for(
+            "staged bytes below the destination",
+            lambda: dst.exists() and trees.allocated(dst) > 1 << 20,
+            unless=job.ended,
+        )
+        job.kill()
+        no_orphans(job)
+    (src / "new since then").write_bytes(b"another tree now")
+    assert sync(src, dst)["state"] == "complete"
+    assert_same(src, dst)
+    assert list((dst / ".tar_like" / "transfers").iterdir()) == []
