@@ -27,7 +27,7 @@ def connect_readonly(path: str) -> sqlite3.Connection:
     db = connect(path, "ro")
     db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA cell_size_check=ON")
-    db.execute("PRAGMA cache_size=-16384")
+    db.execute("PRAGMA cache_size=-4096")
     return db
 
 
@@ -36,6 +36,6 @@ def scratch(path: str) -> sqlite3.Connection:
     db = connect(path)
     db.execute("PRAGMA journal_mode=OFF")
     db.execute("PRAGMA synchronous=OFF")
-    db.execute("PRAGMA cache_size=-32768")
+    db.execute("PRAGMA cache_size=-8192")
     db.execute("BEGIN")
     return db
