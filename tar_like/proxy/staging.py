@@ -14,6 +14,7 @@ from tar_like.errors import NoSpace
 from tar_like.proxy.durable import write_all
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,12 +39,23 @@ class Staging:
         """A writable fd of a staged file, made if it is new. Raises OSError, NoSpace."""
         name = self.name(entry_id)
         try:
-            return os.open(name, _CREATE, 0o600, dir_fd=self._fd)
+            return self._open(name, _CREATE)
         except FileNotFoundError:
             self.make_shard(entry_id)
-            return os.open(name, _CREATE, 0o600, dir_fd=self._fd)
+            return self._open(name, _CREATE)
         except OSError as error:
             raise mapped(error) from None
+
+    def reopen(self, entry_id: int) -> int:
+        """A readable and writable fd of a staged file. Raises FileNotFoundError, OSError."""
+        return self._open(self.name(entry_id), _REOPEN)
+
+    def _open(self, name: str, flags: int) -> int:
+        try:
+            return os.open(name, flags, 0o600, dir_fd=self._fd)
+        except PermissionError:  # verification has given it its mode, and it is needed again
+            os.chmod(name, 0o600, dir_fd=self._fd)
+            return os.open(name, flags, 0o600, dir_fd=self._fd)
 
     def make_shard(self, entry_id: int) -> None:
         """Make the folder that a staged file lies in."""

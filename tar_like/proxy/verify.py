@@ -78,7 +78,7 @@ class Verifier:
         self._has_xattrs = bool(self._index.xattr_names)
         self._metadata = Metadata(self._index.xattr_names)
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
-        self._buffer = memoryview(bytearray(min(self._plan.block_size, UNIT)))
+        self._buffer = memoryview(bytearray(self._plan.block_size))
 
     def __call__(self, unit: Unit) -> UnitResult:
         result = UnitResult()
@@ -100,10 +100,7 @@ class Verifier:
             self._read_omitted(entry, extents, judge)
             return b""
         try:
-            fd = os.open(
-                Staging.name(entry.id), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=self._staging.fd,
-            )  # fmt: skip
+            fd = self._staging.reopen(entry.id)
         except FileNotFoundError:
             judge.missing(extents)
             return b""
