@@ -9,6 +9,7 @@ content was verified. Anything else is lacking. Ledger and index are walked in s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -70,10 +71,11 @@ class Ledger:
         self.algorithm = meta.get("landed", "")
 
     def rows(self) -> Iterator[_Row]:
-        """Files in canonical order."""
+        """Files in canonical order, as far as they can be read: more is sent then."""
         if self._db is None:
-            return iter(())
-        return map(_Row._make, self._db.execute(_ROWS))
+            return
+        with contextlib.suppress(sqlite3.DatabaseError):
+            yield from map(_Row._make, self._db.execute(_ROWS))
 
     def close(self) -> None:
         """Close the file."""
