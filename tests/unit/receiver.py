@@ -140,7 +140,7 @@ def sync(source: Path, dest: Path, **options: object) -> dict[str, str]:
         job.close()
 
 
-def in_child(work: Callable[[], None], *, user: int | None = None) -> int:
+def in_child(work: Callable[[], object], *, user: int | None = None) -> int:
     """Do something in a forked process, as another user perhaps; returns its exit code."""
     child = os.fork()
     if child == 0:

@@ -1,0 +1,398 @@
+"""Commit: killed anywhere, in a destination that is full of traps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tar_like.proxy import durable
+from tar_like.wire import Status
+from tests import trees
+from tests.unit.receiver import Job, in_child, sync
+
+PAGE = 4096
+KILLED = 9
+STEPS = (
+    *("rename", "replace", "mkdir", "link", "symlink", "unlink", "rmdir", "fsync"),
+    *("utime", "chmod", "fchmod", "fchown", "ftruncate"),
+)
+
+
+def assert_same(source: Path, dest: Path) -> None:
+    assert trees.differences(trees.look(source), trees.look(dest)) == []
+
+
+@pytest.fixture
+def source(work: Path) -> Path:
+    root = work / "src"
+    (root / "d/e").mkdir(parents=True)
+    (root / "d/e/large").write_bytes(bytes(range(256)) * 64)
+    (root / "d/small").write_text("small")
+    (root / "empty").touch()
+    (root / "link").symlink_to("d/small")
+    os.link(root / "d/small", root / "z")
+    os.link(root / "link", root / "zlink", follow_symlinks=False)
+    with open(root / "hole", "wb") as file:
+        file.truncate(3 * PAGE)
+    (root / "d/small").chmod(0o4750)
+    (root / "d/e").chmod(0o555)
+    os.utime(root / "d", ns=(1, 1_500_000_000_000_000_001))
+    return root
+
+
+@pytest.fixture
+def dest(work: Path) -> Path:
+    return work / "dst"
+
+
+class Death:
+    """Ends the process before (or after) its n-th step that changes the disk."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def arm(self) -> None:
+        for name in STEPS:
+            setattr(os, name, self._counted(getattr(os, name)))
+        durable.sync_filesystem = self._counted(lambda fd: None)
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            if self._left == 0:
+                os._exit(KILLED)
+            self._left -= 1
+            return call(*args, **options)
+
+        return counted
+
+
+def old_names(dest: Path) -> None:
+    """What was in the destination before: other kinds under the same names."""
+    dest.mkdir()
+    (dest / "d").symlink_to("/")
+    (dest / "empty").mkdir()
+    (dest / "link").mkdir()
+    (dest / "z").write_text("old")
+    (dest / "hole").symlink_to("/dev/null")
+    (dest / "other").write_text("is left alone")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_commit_that_is_killed_at_any_step_can_be_run_again(
+    source: Path, dest: Path, work: Path, old: bool
+) -> None:
+    if old:
+        old_names(dest)
+    job = Job(source, dest)
+    job.send()
+    kept = work / "kept"
+    shutil.copytree(dest, kept, symlinks=True)
+    for step in range(0, 1000, 1 if old else 4):
+        shutil.rmtree(dest)
+        shutil.copytree(kept, dest, symlinks=True)
+
+        def die(after: int = step) -> None:
+            Death(after).arm()
+            job.commit()
+
+        code = in_child(die)
+        assert code in (0, KILLED), step
+        allowed = {path: trees.visible_files(tree) for path, tree in ((0, source), (1, kept))}
+        for path, content in trees.visible_files(dest).items():
+            assert content in [files.get(path) for files in allowed.values()], (step, path)
+        assert in_child(job.commit) == 0
+        assert not job.transfer.alive, step
+        report = job.destination.read_report(job.id)
+        assert report is not None and report.failures == [], step
+        if old:
+            (dest / "other").unlink()
+            os.utime(dest, ns=(0, source.stat().st_mtime_ns))
+        assert_same(source, dest)
+        if code == 0:
+            break
+    assert step > 20
+    job.close()
+
+
+def test_a_commit_over_what_is_kept_can_be_killed_at_any_step(source: Path, dest: Path) -> None:
+    """The same transfer is killed again and again, each time a bit later."""
+    sync(source, dest)
+    (source / "d/small").chmod(0o640)
+    (source / "d/e").chmod(0o755)
+    (source / "d/e/large").write_bytes(b"now small")
+    os.utime(source / "empty", ns=(5, 5))
+    (source / "new").write_text("new")
+    for step in range(0, 1000, 3):
+        job = Job(source, dest)
+        job.send()
+
+        def die(after: int = step, job: Job = job) -> None:
+            Death(after).arm()
+            job.commit()
+
+        code = in_child(die)
+        job.close()
+        if code == 0:
+            break
+        assert code == KILLED
+    report = job.destination.read_report(job.id)
+    assert report is not None and report.failures == []
+    assert_same(source, dest)
+    assert step > 10
+
+
+@pytest.fixture
+def outside(work: Path) -> Iterator[Path]:
+    """A folder beside the destination that must stay as it is."""
+    root = work / "outside"
+    (root / "sub").mkdir(parents=True)
+    for name in ("file", "sub/file", "small", "e"):
+        (root / name).write_text("precious")
+    before = trees.stamps(root)
+    yield root
+    assert trees.stamps(root) == before
+
+
+@pytest.mark.parametrize("when", ["before the plan", "before the commit"])
+@pytest.mark.parametrize(
+    "where", ["d", "d/e", "d/e/large", "d/small", "link", "empty", "z", "hole"]
+)
+def test_a_symlink_in_the_way_is_replaced_never_followed(
+    source: Path, dest: Path, outside: Path, where: str, when: str
+) -> None:
+    def plant() -> None:
+        (dest / where).parent.mkdir(parents=True, exist_ok=True)
+        folder = where in ("d", "d/e")
+        (dest / where).symlink_to(outside if folder else outside / "file")
+
+    dest.mkdir()
+    if when == "before the plan":
+        plant()
+    job = Job(source, dest)
+    job.send()
+    if when == "before the commit":
+        plant()
+    assert job.complete() == {}
+    assert_same(source, dest)
+    job.close()
+
+
+def test_a_kept_file_whose_folder_became_a_symlink_is_not_followed(
+    source: Path, dest: Path, outside: Path
+) -> None:
+    sync(source, dest)
+    (source / "d/small").chmod(0o600)
+    job = Job(source, dest)
+    (dest / "d").rename(dest / "moved")
+    (dest / "d").symlink_to("moved")
+    assert "d/small" in job.complete()
+    assert (dest / "moved/small").stat().st_mode & 0o7777 == 0o4750
+    job.close()
+    sync(source, dest)
+    shutil.rmtree(dest / "moved")
+    os.utime(dest, ns=(0, source.stat().st_mtime_ns))
+    assert_same(source, dest)
+
+
+def test_the_root_of_the_destination_may_be_a_symlink(source: Path, work: Path) -> None:
+    (work / "real").mkdir()
+    (work / "dst").symlink_to("real")
+    assert sync(source, work / "dst") == {}
+    assert (work / "dst").is_symlink()
+    assert_same(source, work / "real")
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "file": lambda path: path.write_text("a file"),
+    "empty": Path.touch,
+    "folder": Path.mkdir,
+    "symlink": lambda path: path.symlink_to("target"),
+    "folder link": lambda path: path.symlink_to("/"),
+    "fifo": lambda path: os.mkfifo(path),
+    "other link": lambda path: os.link(path.parent / "first", path),
+}
+
+
+@pytest.mark.parametrize("new", ["file", "empty", "folder", "symlink", "other link"])
+@pytest.mark.parametrize("old", sorted(KINDS))
+def test_any_kind_takes_the_place_of_any_other(work: Path, old: str, new: str) -> None:
+    for root, kind in ((work / "src", new), (work / "dst", old)):
+        root.mkdir()
+        (root / "first").write_text("first")
+        KINDS[kind](root / "name")
+    assert sync(work / "src", work / "dst") == {}
+    assert_same(work / "src", work / "dst")
+
+
+@pytest.mark.parametrize("new", ["file", "empty", "symlink", "other link"])
+def test_a_full_folder_in_the_way_is_named_and_harms_no_other(work: Path, new: str) -> None:
+    source, dest = work / "src", work / "dst"
+    source.mkdir()
+    (source / "first").write_text("first")
+    KINDS[new](source / "name")
+    (source / "other").write_text("other")
+    (dest / "name/below").mkdir(parents=True)
+    failures = sync(source, dest)
+    assert list(failures) == ["name"]
+    assert "directory that is not empty" in failures["name"]
+    assert (dest / "name/below").is_dir()
+    assert (dest / "other").read_text() == "other"
+    shutil.rmtree(dest / "name")
+    assert sync(source, dest) == {}
+    assert_same(source, dest)
+
+
+def test_a_special_file_where_a_folder_should_be_goes(work: Path) -> None:
+    source, dest = work / "src", work / "dst"
+    (source / "d").mkdir(parents=True)
+    (source / "d/x").write_text("x")
+    dest.mkdir()
+    os.mkfifo(dest / "d")
+    assert sync(source, dest) == {}
+    assert_same(source, dest)
+
+
+def resend(source: Path, dest: Path, **options: Any) -> int:
+    """Sync again; returns how many bytes were to be sent."""
+    job = Job(source, dest, **options)
+    try:
+        needed = job.transfer.plan().bytes
+        assert job.complete() == {}
+        return needed
+    finally:
+        job.close()
+
+
+@pytest.mark.parametrize("algorithm", ["blake3", "none"])
+def test_what_is_there_is_not_sent_again(source: Path, dest: Path, algorithm: str) -> None:
+    (source / "d/e").chmod(0o755)  # one that is closed is opened and closed again
+    sync(source, dest, algorithm=algorithm)
+    before = trees.stamps(dest / "d")
+    assert resend(source, dest, algorithm=algorithm) == 0
+    assert trees.stamps(dest / "d") == before
+    (source / "d/e/new").write_text("four")
+    assert resend(source, dest, algorithm=algorithm) == 4
+    assert_same(source, dest)
+
+
+def test_another_digest_means_another_time(source: Path, dest: Path) -> None:
+    sync(source, dest, algorithm="md5")
+    total = sum(path.stat().st_size for path in (source / "d/small", source / "d/e/large"))
+    assert resend(source, dest, algorithm="sha256") == total
+    assert resend(source, dest, algorithm="sha256") == 0
+    assert_same(source, dest)
+
+
+def test_new_metadata_alone_sends_nothing(source: Path, dest: Path) -> None:
+    sync(source, dest)
+    (source / "d/small").chmod(0o640)
+    os.utime(source / "d/e/large", ns=(1, 1))
+    os.utime(source / "link", ns=(2, 2), follow_symlinks=False)
+    os.utime(source / "empty", ns=(3, 3))
+    (source / "d").chmod(0o711)
+    if trees.ROOT:
+        os.chown(source / "hole", 12, 34)
+    assert resend(source, dest) == 0
+    assert_same(source, dest)
+
+
+def replace(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"x")
+
+
+TOUCHES: dict[str, Callable[[Path], object]] = {
+    "bytes": lambda path: path.write_bytes(b"!" * path.stat().st_size),
+    "size": lambda path: path.write_bytes(b"!"),
+    "mode": lambda path: path.chmod(0o777),
+    "gone": Path.unlink,
+    "replaced": replace,
+}
+
+
+@pytest.mark.parametrize("touch", sorted(TOUCHES))
+def test_what_was_touched_in_the_destination_is_sent_again(
+    source: Path, dest: Path, touch: str
+) -> None:
+    sync(source, dest)
+    TOUCHES[touch](dest / "d/e/large")
+    assert resend(source, dest) == (source / "d/e/large").stat().st_size
+    assert_same(source, dest)
+
+
+@pytest.mark.parametrize("touch", sorted(TOUCHES))
+def test_what_is_touched_meanwhile_is_named_and_harms_no_other(
+    source: Path, dest: Path, touch: str
+) -> None:
+    sync(source, dest)
+    (source / "d/small").chmod(0o600)
+    (source / "new").write_text("new")
+    job = Job(source, dest)
+    job.send()
+    TOUCHES[touch](dest / "d/e/large")
+    failures = job.complete()
+    job.close()
+    if touch != "mode":  # which the commit may put right by itself
+        assert list(failures) == ["d/e/large"]
+    assert (dest / "new").read_text() == "new"
+    assert (dest / "d/small").stat().st_mode & 0o7777 == 0o600
+    assert sync(source, dest) == {}
+    assert_same(source, dest)
+
+
+@pytest.mark.parametrize("damage", ["rot", "cut", "text", "empty"])
+def test_a_ledger_that_rotted_costs_time_only(source: Path, dest: Path, damage: str) -> None:
+    for number in range(300):
+        (source / f"many{number}").write_text("x")
+    sync(source, dest)
+    ledger = dest / ".tar_like/ledger.db"
+    data = bytearray(ledger.read_bytes())
+    if damage == "rot":
+        for page in range(PAGE, len(data), PAGE):
+            data[page : page + 100] = b"\xff" * 100
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[:] = b"no database" * 900 if damage == "text" else b""
+    ledger.write_bytes(data)
+    assert sync(source, dest) == {}
+    assert_same(source, dest)
+    assert resend(source, dest) == 0
+
+
+def test_a_ledger_with_any_one_rotten_page_costs_time_only(source: Path, dest: Path) -> None:
+    for number in range(300):
+        (source / f"many{number}").write_text("x")
+    sync(source, dest)
+    ledger = dest / ".tar_like/ledger.db"
+    data = ledger.read_bytes()
+    count = sum(len(names) for _, _, names in os.walk(source))
+    (source / "d/small").chmod(0o600)
+    for page in range(0, len(data), PAGE):
+        ledger.write_bytes(data[:page] + b"\xff" * 100 + data[page + 100 :])
+        job = Job(source, dest)
+        assert job.transfer.plan().files <= count
+        job.close()
+        job.destination.discard(str(job.path))
+    ledger.write_bytes(data)
+    assert resend(source, dest) == 0
+
+
+def test_two_jobs_of_one_destination_take_turns(source: Path, work: Path, dest: Path) -> None:
+    other = work / "other"
+    other.mkdir()
+    (other / "more").write_text("more")
+    one, two = Job(source, dest), Job(other, dest)
+    for job in (one, two):
+        job.send()
+    for job in (two, one):
+        report = job.commit()
+        assert isinstance(report, Status) and report.failures == []
+        job.close()
+    assert (dest / "more").read_text() == "more"
+    assert (dest / "d/small").read_text() == "small"
