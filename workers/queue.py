@@ -189,19 +189,15 @@ class _Run:
         self._limit = dispatcher.options.limit
         self._looked = 0.0
         self._rate = _Rate()
+        self._alone_since = time.monotonic()
         self._said: set[str] = set()
 
     def outcomes(self) -> Iterator[BlockOutcome]:
         """Send, tick by tick, until all has arrived or there is no going on."""
         self._look()
-        begun = time.monotonic()
         while self._wanted and not self._dispatcher.stopped and not self._fatal:
             try:
                 self._tick()
-                if not self._out and time.monotonic() - begun > 5:
-                    self._say_once(
-                        "nobody", "No worker takes the work yet: start 'tar-like worker'."
-                    )
             except RedisError as error:
                 self._away(error)
             yield from self._drain()
@@ -219,8 +215,9 @@ class _Run:
             self._begin(workers)
         self._settle(workers)
         self._enqueue_due()
-        self._fill(len(workers))
         self._keep_limit()
+        self._fill(len(workers))
+        self._miss(workers)
         self._tell(workers)
         self._forgive("away")
         self._pause()
@@ -488,6 +485,15 @@ class _Run:
         self._say_once("away", f"{gone(self._dispatcher.url, error)} Waiting for it.")
         time.sleep(TICK)
         self._look_if_due()
+
+    def _miss(self, workers: list[WorkerRecord]) -> None:
+        """Say when there is nobody to do the work."""
+        now = time.monotonic()
+        if workers:
+            self._alone_since = now
+            self._said.discard("nobody")
+        elif now - self._alone_since > LEASE:
+            self._say_once("nobody", "No worker is there: start 'tar-like worker'. Waiting.")
 
     def _say_once(self, what: str, text: str) -> None:
         if what not in self._said:

@@ -11,8 +11,8 @@ from tar_like.errors import UsageError
 HELP = "change the bandwidth limit of a transfer while it runs"
 DESCRIPTION = """\
 Set how many bytes a second all workers of a transfer together may put on the wire; 0 is no limit.
-Without a transfer's id (its first digits are enough) it holds for all that are being sent through
-this Redis. Workers keep to it within two seconds.
+Without --transfer (the first digits of its id are enough) it holds for all that are being sent
+through this Redis. Workers keep to it within two seconds.
 """
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     from tar_like.cli.fanout import add_redis_argument
 
     parser.add_argument("rate", metavar="RATE", help="bytes a second, as 200M or 50MiB; 0 is none")
-    parser.add_argument("transfer", metavar="TRANSFER", nargs="?", help="the transfer's id")
+    parser.add_argument("--transfer", metavar="ID", help="only this transfer")
     add_redis_argument(parser, settings)
 
 

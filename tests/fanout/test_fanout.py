@@ -1,0 +1,291 @@
+"""Block ranges through a real Redis to real workers, and what happens when something dies.
+
+The transfers are slowed down with --limit, so that they can be met half way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Job, Proxy, assert_tidy, index, payload, run, wait_for
+from tests.fanout.harness import (
+    BLOCK,
+    Redis,
+    Worker,
+    at_work,
+    ended_well,
+    met,
+    records,
+    seconds_until,
+    status,
+    unleash,
+    upload_job,
+    workers,
+)
+from tests.trees import assert_same, build
+
+REDISPATCH = 20.0
+STALL = 15.0
+
+
+@pytest.fixture
+def src(work: Path) -> Path:
+    """A hostile tree with about 12 MB of payload: some 200 blocks."""
+    build(work / "src", 50, files=10)
+    payload(work / "src")
+    return work / "src"
+
+
+@pytest.fixture
+def redis(work: Path) -> Iterator[Redis]:
+    (work / "redis").mkdir()
+    with Redis(work / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def db(work: Path, src: Path) -> Path:
+    index(src, work / "db")
+    return work / "db"
+
+
+def transfer_of(db: Path) -> str:
+    with contextlib.closing(sqlite3.connect(db)) as index_db:
+        return str(index_db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
+
+
+def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2) as crew,
+        upload_job(redis, proxy, src, db, "--limit", "3M") as job,
+    ):
+        for one in crew:
+            wait_for("both workers at work", lambda one=one: at_work(redis, one), unless=job.ended)
+        seen = status(redis)
+        (row,) = seen["transfers"]
+        assert row["id"] == transfer and row["state"] == "receiving" and row["followed"]
+        assert row["received"] + row["missing"] == row["blocks"]
+        assert len(seen["workers"]) == 2
+        summary = ended_well(job)
+        assert summary["blocks_sent"] == summary["blocks_total"]
+        (row,) = status(redis)["transfers"]
+        assert (row["state"], row["durable"]) == ("complete", row["blocks"])
+    assert_same(src, dst)
+    assert_tidy(dst)
+
+
+@pytest.mark.parametrize("how", ["kill", "cut-off"])
+def test_a_dead_workers_range_goes_to_another(
+    work: Path, src: Path, db: Path, redis: Redis, how: str
+) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2) as crew,
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+    ):
+        met(job, proxy, transfer, 0.2)
+        victim = crew[0]
+        held = wait_for("a range in its hands", lambda: at_work(redis, victim), unless=job.ended)
+        assert held
+        if how == "kill":
+            victim.kill()
+        else:
+            victim.freeze()
+
+        def taken_over() -> bool:
+            others = [one for one in records(redis) if one["pid"] != held["pid"]]
+            return any(
+                one["job"] != held["job"] and held["first"] <= one["first"] < held["stop"]
+                for one in others
+            )
+
+        assert seconds_until("another to have the range", taken_over, job) < REDISPATCH
+        if how == "cut-off":
+            victim.thaw()
+        unleash(redis, transfer)
+        ended_well(job)
+    assert_same(src, dst)
+    assert_tidy(dst)
+
+
+@pytest.mark.parametrize("how", ["kill", "flushall"])
+def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, how: str) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2),
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+    ):
+        met(job, proxy, transfer, 0.2)
+        if how == "kill":
+            redis.kill()
+            wait_for("the command to notice", lambda: b"Waiting for it" in job.stderr())
+            redis.start()
+        else:
+            redis.client.flushall()
+
+        def a_new_range() -> bool:
+            return any(one["sent"] and one["phase"] == "sending" for one in records(redis))
+
+        assert seconds_until("a range under way again", a_new_range, job) < STALL
+        state = proxy.blocks(transfer)
+        before = state.received if state else 0
+
+        def moved() -> bool:
+            state = proxy.blocks(transfer)
+            return state is None or state.received > before
+
+        assert seconds_until("blocks to arrive again", moved, job) < STALL
+        unleash(redis, transfer)
+        summary = ended_well(job)
+        assert summary["blocks_sent"] == summary["blocks_total"]
+    assert_same(src, dst)
+
+
+def test_a_killed_uploading_command_goes_on(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with Proxy(dst) as proxy, workers(redis, work, 2):
+        with upload_job(redis, proxy, src, db, "--limit", "2M") as job:
+            met(job, proxy, transfer, 0.3)
+            job.kill()
+        had = proxy.blocks(transfer)
+        assert had and had.received < had.total
+        with upload_job(redis, proxy, src, db) as again:
+            summary = ended_well(again)
+        assert 0 < summary["blocks_sent"] <= had.total - had.received
+    assert_same(src, dst)
+
+
+def test_detached(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    env = {"TARLIKE_CACHE": str(work / "cache")}
+    with Proxy(dst) as proxy, workers(redis, work, 1):
+        started = run(
+            "upload", "-b", src, "-db", db, "-u", proxy.url, "-s", BLOCK, "--redis", redis.url,
+            "--detach", "--json", env=env,
+        ).summary  # fmt: skip
+        assert started["transfer"] == transfer
+        watched = run("status", "--redis", redis.url, "--watch", "--json")
+        lines = watched.out.splitlines()
+        assert lines
+
+        def complete() -> bool:
+            rows = status(redis)["transfers"]
+            return [row["state"] for row in rows if row["id"] == transfer] == ["complete"]
+
+        wait_for("the background to finish", complete)
+    assert_same(src, dst)
+
+
+def test_a_worker_that_is_asked_to_stop_hands_back_its_range(
+    work: Path, src: Path, db: Path, redis: Redis
+) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2) as crew,
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+    ):
+        met(job, proxy, transfer, 0.2)
+        assert wait_for("a range in its hands", lambda: at_work(redis, crew[0]))
+        begun = time.monotonic()
+        crew[0].stop()
+        assert time.monotonic() - begun < 8.0
+        assert len(records(redis)) == 1
+        unleash(redis, transfer)
+        ended_well(job)
+        (row,) = status(redis)["transfers"]
+        assert row["redispatched"] == 0, "it was handed back, not taken from a dead one"
+    assert_same(src, dst)
+
+
+def test_burst_and_idle_workers_leave(work: Path, redis: Redis) -> None:
+    run("worker", "--redis", redis.url, "--cache", work / "cache", "-p", 1, "--burst")
+    run("worker", "--redis", redis.url, "--cache", work / "cache", "-p", 1, "--max-idle", 1)
+    assert records(redis) == []
+
+
+def test_a_host_that_does_not_see_the_source_does_no_harm(
+    work: Path, src: Path, db: Path, redis: Redis
+) -> None:
+    dst = work / "dst"
+    (work / "unmounted").mkdir()
+    with (
+        Proxy(dst) as proxy,
+        Worker(redis, work, "-p", 1, "-b", work / "unmounted") as blind,
+        workers(redis, work, 1),
+        upload_job(redis, proxy, src, db, "--limit", "3M") as job,
+    ):
+        ended_well(job)
+        assert b"mounted" in blind.stderr()
+    assert_same(src, dst)
+
+
+def test_a_worker_reads_from_its_own_base(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    dst, other = work / "dst", work / "other-mount"
+    with Proxy(dst) as proxy:
+        src.rename(other)
+        src.mkdir()
+        with (
+            workers(redis, work, 1, "-p", 1, "-b", other),
+            upload_job(redis, proxy, src, db) as job,
+        ):
+            ended_well(job)
+    assert_same(other, dst)
+
+
+def test_the_limit_holds_and_can_be_changed(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2),
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+    ):
+        first = met(job, proxy, transfer, 0.1)
+        begun = time.monotonic()
+        later = met(job, proxy, transfer, 0.4)
+        rate = (later - first) * BLOCK / (time.monotonic() - begun)
+        assert rate < 1.4e6, rate
+        run("limit", "0", "--redis", redis.url, "--transfer", transfer[:12])
+        seconds = seconds_until("the end", job.ended, job)
+        assert seconds < 6, seconds
+        ended_well(job)
+
+
+def test_without_redis_the_reason_is_said(work: Path, src: Path, db: Path) -> None:
+    with Proxy(work / "dst") as proxy:
+        options = ("-b", src, "-db", db, "-u", proxy.url, "--redis", "redis://127.0.0.1:1/0")
+        run("upload", *options, codes=(1,)).sentence("does not answer")
+    run("worker", "--redis", "nonsense", codes=(2,)).sentence("Redis URL")
+    run("worker", codes=(2,)).sentence("--redis")
+
+
+def test_a_local_pool_keeps_to_a_limit(work: Path, src: Path) -> None:
+    begun = time.monotonic()
+    run("sync", src, work / "dst", "--limit", "4M", "-p", 2, "--compress", "none")
+    assert time.monotonic() - begun > 2.5
+    assert_same(src, work / "dst")
+
+
+def test_interrupting_the_command_leaves_a_transfer_that_goes_on(
+    work: Path, src: Path, db: Path, redis: Redis
+) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with Proxy(dst) as proxy, workers(redis, work, 1):
+        job: Job
+        with upload_job(redis, proxy, src, db, "--limit", "1M") as job:
+            met(job, proxy, transfer, 0.2)
+            job.interrupt()
+            assert job.end().verify(130).summary["interrupted"]
+        with upload_job(redis, proxy, src, db) as job:
+            ended_well(job)
+    assert_same(src, dst)
