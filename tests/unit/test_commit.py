@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tar_like.proxy import durable
+from tar_like.proxy.apply import Applied, Applier
 from tar_like.wire import Status
 from tests import trees
 from tests.unit.receiver import Job, in_child, sync
@@ -194,6 +195,35 @@ def test_a_kept_file_whose_folder_became_a_symlink_is_not_followed(
     assert (dest / "moved/small").stat().st_mode & 0o7777 == 0o4750
     job.close()
     sync(source, dest)
+    shutil.rmtree(dest / "moved")
+    os.utime(dest, ns=(0, source.stat().st_mtime_ns))
+    assert_same(source, dest)
+
+
+def test_a_folder_that_becomes_a_symlink_during_the_commit_is_not_followed(
+    source: Path, dest: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_range = Applier.apply_range
+
+    def plant(self: Applier, first: int, stop: int) -> Applied:
+        (dest / "d").rename(dest / "moved")
+        (dest / "d").symlink_to(outside)
+        return apply_range(self, first, stop)
+
+    monkeypatch.setattr(Applier, "apply_range", plant)
+    job = Job(source, dest)
+    failures = job.complete()
+    assert set(failures) == {"d", "d/e", "d/e/large", "d/small", "z"}
+    assert "Not a directory" in failures["d/small"]
+    assert (dest / "empty").exists()
+    job.close()
+
+
+def test_what_lies_behind_a_symlink_is_not_kept(source: Path, dest: Path) -> None:
+    sync(source, dest)
+    (dest / "d").rename(dest / "moved")
+    (dest / "d").symlink_to("moved")
+    assert resend(source, dest) == len("small") + 256 * 64
     shutil.rmtree(dest / "moved")
     os.utime(dest, ns=(0, source.stat().st_mtime_ns))
     assert_same(source, dest)
