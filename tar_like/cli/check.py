@@ -10,14 +10,20 @@ from tar_like.cli.output import Output
 HELP = "compare a folder with an index"
 DESCRIPTION = """\
 Read a folder back and name what differs from an index: missing, type, size, content; with flags
-also extra names and metadata. With -f and -l only the files that have bytes in these blocks (both
-included) of the whole archive are checked.
+also extra names and metadata. It believes nothing but the index, and needs no receiver. With -f
+and -l only the files that have bytes in these blocks (both included) of the whole tree are checked.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    parser.add_argument("-b", dest="base", metavar="DEST", default=settings.base, help="the folder")
-    parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="the index")
+    parser.add_argument(
+        "-b", dest="base", metavar="DEST", default=settings.base,
+        help="the folder to check (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-db", dest="db", metavar="DB", default=settings.db,
+        help="an index with hashes (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--extra", action="store_true", help="names that are not in the index, too")
     parser.add_argument("--metadata", action="store_true", help="modes, times and owners, too")
     parser.add_argument(

@@ -17,13 +17,16 @@ COMMANDS = ("sync", "index", "proxy", "upload", "check", "worker", "status", "li
 
 EPILOG = """\
 examples:
-  tar-like sync /data /mnt/copy                 one command, one machine
-  tar-like proxy -b /mnt/copy 8000              a receiver ...
-  tar-like sync /data http://host:8000/tar      ... and a sender
-  tar-like index -b /data && tar-like check -b /mnt/copy
+  tar-like sync /data /mnt/copy                           one command, one machine
+  tar-like proxy -b /mnt/copy --host 0.0.0.0 8000         a receiver ...
+  tar-like sync /data http://host:8000/tar                ... and a sender elsewhere
+  tar-like index -b /data && tar-like check -b /mnt/copy  list and hash; read back and compare
 
-exit codes: 0 all done and verified; 1 failure; 2 usage; 3 done, but source entries could not be
-read or had changed; 4 check found differences; 130 interrupted.
+'tar-like COMMAND --help' explains a command. Settings: ~/.tar_like_rc or the file that TARLIKE_RC
+names, then the environment, then flags.
+
+exit codes: 0 all done and verified; 1 failure, the same command goes on; 2 usage; 3 done, but
+source entries could not be read or had changed; 4 check found differences; 130 interrupted.
 """
 
 

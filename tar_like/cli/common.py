@@ -34,7 +34,7 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     """What to take up from the source."""
     parser.add_argument(
         "-x", dest="regexes", metavar="REGEX", action="append", default=[],
-        help="leave out what matches, in the path relative to the base (repeatable)",
+        help="leave out what matches, anywhere in the path relative to the folder (repeatable)",
     )  # fmt: skip
     parser.add_argument(
         "--exclude", metavar="PATTERN", action=Pattern, dest="patterns", default=[],

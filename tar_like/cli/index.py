@@ -11,21 +11,28 @@ from tar_like.cli.output import Output
 HELP = "list a folder's entries, with hashes, in an SQLite file"
 DESCRIPTION = """\
 Write the index of a folder: every entry, with a digest of every file. An index that is there is
-brought up to date: the hashes of unchanged files (size, mtime, ctime, inode) are kept.
+brought up to date: the hashes of unchanged files (size, mtime, ctime, inode) are kept. Its id goes
+to stdout; the same tree has the same id. Keep the file outside the folder.
 
-  sqlite3 tar_like.db 'SELECT * FROM tar LIMIT 40'    shows what is in it
+  sqlite3 tar_like.db 'SELECT * FROM tar LIMIT 40'    shows the files in it
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_scan_arguments
 
-    parser.add_argument("-b", dest="base", metavar="BASE", default=settings.base, help="the folder")
-    parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="the index")
+    parser.add_argument(
+        "-b", dest="base", metavar="BASE", default=settings.base,
+        help="the folder to list (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-db", dest="db", metavar="DB", default=settings.db,
+        help="the index to write (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("-c", dest="fresh", action="store_true", help="start afresh: hash all")
     parser.add_argument(
         "--hash", dest="algorithm", metavar="NAME", default="blake3",
-        help="blake3 (default), sha256, md5 or xxh3",
+        help="digest of the files: blake3 (default), sha256, md5 or xxh3",
     )  # fmt: skip
     parser.add_argument(
         "-j", dest="jobs", metavar="N", default=str(settings.processes),

@@ -10,13 +10,20 @@ from tar_like.cli.output import Output
 HELP = "receive trees into a folder, over HTTP"
 DESCRIPTION = """\
 Run a receiver. Senders name its URL, http://HOST:PORT/tar. Several may serve one folder, also
-from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back.
+from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back. It
+speaks plain HTTP and asks for no password: let only those reach the port who may write to DEST.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    parser.add_argument("-b", dest="base", metavar="DEST", default=settings.base, help="the folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "-b", dest="base", metavar="DEST", default=settings.base,
+        help="the folder to receive into, made if it is missing (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only; 0.0.0.0 is all)",
+    )  # fmt: skip
     parser.add_argument(
         "port", metavar="PORT", nargs="?", default=str(config.DEFAULT_PORT),
         help=f"default {config.DEFAULT_PORT}; 0 picks a free one",

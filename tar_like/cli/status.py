@@ -19,7 +19,10 @@ EVERY = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    parser.add_argument("url", metavar="URL", nargs="?", default=settings.url, help="the receiver")
+    parser.add_argument(
+        "url", metavar="URL", nargs="?", default=settings.url,
+        help="the receiver (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--redis", metavar="URL", help="the Redis that hands out the work")
     parser.add_argument("--watch", action="store_true", help="look again every second")
     parser.add_argument(

@@ -21,7 +21,8 @@ HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
 One command: scan SRC, send what TARGET lacks, commit. TARGET is a folder (a receiver runs on
 loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's content goes into TARGET, as
-with 'rsync SRC/ TARGET/'. Nothing is deleted. Whatever ends it, the same command goes on.
+with 'rsync SRC/ TARGET/'. Nothing is deleted. What TARGET got by an earlier run, and what is
+unchanged since (size, mtime), is not sent. Whatever ends it, the same command goes on.
 """
 
 
@@ -31,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
     parser.add_argument("source", metavar="SRC", help="a folder")
     parser.add_argument("target", metavar="TARGET", help="a folder, or a receiver's URL")
-    parser.add_argument("-db", dest="db", metavar="DB", help="keep the index in this file")
+    parser.add_argument(
+        "-db", dest="db", metavar="DB",
+        help="keep the index in this file (it has no hashes: check needs one of 'tar-like index')",
+    )  # fmt: skip
     add_scan_arguments(parser)
     add_send_arguments(parser, settings)
     add_fanout_arguments(parser, settings)

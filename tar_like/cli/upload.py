@@ -11,8 +11,9 @@ from tar_like.cli.output import Output
 HELP = "send an indexed folder to a receiver"
 DESCRIPTION = """\
 Offer an index to a receiver, send the blocks that it lacks, and have it commit. Whatever ended an
-earlier run, the same command goes on with what is missing. With -f and -l only these blocks (both
-included) are sent; the receiver commits when no block is missing any more.
+earlier run, the same command goes on with what is missing. What has changed since the index was
+made is named and not sent. With -f and -l only these blocks (both included) are sent; the receiver
+commits when no block is missing any more. The block size is settled by the first run of a transfer.
 """
 
 
@@ -20,8 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     from tar_like.cli.common import add_send_arguments
     from tar_like.cli.fanout import add_fanout_arguments
 
-    parser.add_argument("-b", dest="base", metavar="BASE", default=settings.base, help="the folder")
-    parser.add_argument("-db", dest="db", metavar="DB", default=settings.db, help="its index")
+    parser.add_argument(
+        "-b", dest="base", metavar="BASE", default=settings.base,
+        help="the folder to read from (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-db", dest="db", metavar="DB", default=settings.db,
+        help="its index, made by 'tar-like index' (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("-dbp", dest="record", metavar="DB", help="keep a record of what was sent")
     parser.add_argument(
         "-u", dest="urls", metavar="URL", action="append",

@@ -11,9 +11,9 @@ from tar_like.errors import UsageError
 HELP = "send blocks for others, as told through Redis"
 DESCRIPTION = """\
 Take ranges of blocks from Redis and send them to the receiver, on this host. Needs Redis, the
-receiver, and the source: the same folder as the uploading command names, or another one (-b), or
-S3 as this host is set up for it. Workers may come and go at any time. SIGTERM or Ctrl-C: finish
-the block, hand back the rest, leave; again: leave at once.
+receiver, and the source: the same folder as the uploading command names, or another one (-b).
+Workers may come and go at any time. SIGTERM or Ctrl-C: finish the block, hand back the rest,
+leave; again: leave at once.
 """
 
 
@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     parser.add_argument("--burst", action="store_true", help="leave when the queue is empty")
     parser.add_argument("--max-idle", metavar="SECONDS", help="leave after so long without work")
     parser.add_argument(
-        "--cache", metavar="DIR", default=settings.cache, help="where indexes and plans are kept"
+        "--cache",
+        metavar="DIR",
+        default=settings.cache,
+        help="where indexes and plans are kept (default: %(default)s)",
     )
     parser.add_argument(
         "--ignore-ca", action="store_true", help="do not verify the receiver's certificate"
