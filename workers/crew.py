@@ -23,7 +23,7 @@ from tar_like.process import die_with_parent
 from workers import records
 from workers.link import connect, greet
 from workers.runtime import WorkerOptions
-from workers.worker import RangeWorker, Say, quiet_rq
+from workers.worker import RangeWorker, Say, relay_rq
 
 AGAIN = 1.0
 """Seconds before a process that died is replaced; twice as many each time, at most MAX_AGAIN."""
@@ -129,7 +129,7 @@ def _live(options: WorkerOptions, number: int, say: Say, parent: int) -> None:
     signal.signal(signal.SIGINT, early)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     die_with_parent(parent)
-    quiet_rq()
+    relay_rq(say)
     try:
         worker = RangeWorker(options, number, say)
         if stopped or worker.live():

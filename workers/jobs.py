@@ -18,7 +18,7 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
-from rq.exceptions import DeserializationError, NoSuchJobError
+from rq.exceptions import DeserializationError, NoSuchJobError, TimeoutFormatError
 from rq.job import Job
 from rq.queue import Queue
 
@@ -31,7 +31,11 @@ FUNCTION = "workers.jobs.upload_blocks"
 MAX_BLOCKS = 4096
 """Blocks of one order."""
 MAX_NO = 1 << 50
-_BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, ResponseError)
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
+    ResponseError, TimeoutFormatError,
+)  # fmt: skip
+"""What reading a job that somebody spoilt may raise in RQ."""
 
 
 class Refused(TarLikeError):
@@ -116,6 +120,14 @@ class OrderJob(Job):
             raise Refused("its arguments are none of ours")
         return Order.from_json(kwargs)
 
+    def refusal(self) -> str:
+        """Why it is refused; empty for an order."""
+        try:
+            self.order()
+        except Refused as error:
+            return str(error)
+        return ""
+
     def _names_more(self) -> bool:
         callbacks = (
             self._success_callback_name,
@@ -162,11 +174,7 @@ class OrderJob(Job):
     @property
     def should_retry(self) -> bool:
         """Only orders are tried again."""
-        try:
-            self.order()
-        except Refused:
-            return False
-        return super().should_retry
+        return not self.refusal() and super().should_retry
 
 
 class OrderQueue(Queue):

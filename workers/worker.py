@@ -93,7 +93,7 @@ class RangeWorker(SimpleWorker):
             self.work(
                 burst=self._options.burst,
                 max_idle_time=self._options.max_idle,
-                logging_level="CRITICAL",
+                logging_level="ERROR",
             )
         except (StopRequested, RedisError):
             pass
@@ -151,8 +151,10 @@ class RangeWorker(SimpleWorker):
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Say what went wrong in a sentence, and keep it where others see it."""
         kind, error, _ = exc_info
-        if isinstance(error, Refused):
-            text = f"Refused job {job.id}: {error}."
+        assert isinstance(job, OrderJob)
+        refusal = job.refusal()
+        if refusal:
+            text = f"Refused job {job.id}: {refusal}."
             self._keep_refused(text)
         else:
             known = isinstance(error, TarLikeError | OSError)
@@ -205,9 +207,24 @@ def worker_name() -> str:
     return f"{host[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def quiet_rq() -> None:
-    """RQ's log says nothing: workers say in sentences what people need to know."""
+class _Relay(logging.Handler):
+    """Says what RQ logs as an error, as one line."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__(logging.ERROR)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().strip().partition("\n")[0]
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        self._say(f"RQ: {text}")
+
+
+def relay_rq(say: Say) -> None:
+    """RQ's errors as sentences, and nothing else of its log."""
     for name in ("rq.worker", "rq.job", "rq.registry", "rq.queue"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL)
+        logger.handlers = [_Relay(say)]
+        logger.setLevel(logging.ERROR)
         logger.propagate = False
