@@ -13,6 +13,7 @@ import contextlib
 import html
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -27,6 +28,7 @@ from tar_like import __version__
 from tar_like.errors import (
     Busy,
     LengthRequired,
+    NotFound,
     ReceiverFailed,
     TarLikeError,
     TooLarge,
@@ -74,16 +76,19 @@ def make_app(transfers: Transfers, *, threads: int = 4) -> Starlette:
         Route(f"{one}/plan", service.send_plan),
         Route(f"{one}/blocks", service.blocks),
         Route(f"{one}/commit", service.commit, methods=["POST"]),
-        Route(f"{one}/{{block_size:int}}/{{block_no:int}}", service.block, methods=["PUT"]),
+        Route(f"{one}/{{block_size}}/{{block_no}}", service.block, methods=["PUT"]),
         Route(one, service.status),
     ]
     handlers = {
         TarLikeError: _problem,
         HTTPException: _http_problem,
         OSError: _os_problem,
+        sqlite3.Error: _records_problem,
         ClientDisconnect: _gone,
     }
-    return Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Service:
@@ -187,10 +192,11 @@ class _Service:
 
     async def block(self, request: Request) -> Response:
         params = request.path_params
+        block_size, block_no = _number(params["block_size"]), _number(params["block_no"])
         length = _content_length(request)
         claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
         transfer = await self._run(lambda: self._transfers.get(params["id"]))
-        limit = transfer.max_body(params["block_size"], params["block_no"])
+        limit = transfer.max_body(block_size, block_no)
         if length > limit:
             raise TooLarge(f"The body has {length} bytes; this block has at most {limit}.")
         async with self._buffers.one(length) as buffer:
@@ -198,7 +204,7 @@ class _Service:
 
             def work() -> bool:
                 try:
-                    return transfer.receive(params["block_no"], buffer, claimed)
+                    return transfer.receive(block_no, buffer, claimed)
                 except OSError as error:
                     raise map_write_error(error) from None
 
@@ -264,6 +270,13 @@ def _content_length(request: Request) -> int:
     return int(text)
 
 
+def _number(text: str) -> int:
+    """A block size or number in a path. Raises NotFound."""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise NotFound("That is not the number of a block.")
+    return int(text)
+
+
 async def _json(request: Request) -> dict[str, object]:
     length = _content_length(request)
     if length > MAX_JSON:
@@ -294,7 +307,14 @@ async def _problem(_: Request, error: Exception) -> Response:
 
 async def _http_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem_document("http", error.status_code, error.detail)
+    response = _problem_document("http", error.status_code, error.detail)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _records_problem(_: Request, error: Exception) -> Response:
+    text = f"The receiver's records cannot be read or written ({error})."
+    return _problem_document(ReceiverFailed.slug, ReceiverFailed.http_status, text)
 
 
 async def _os_problem(_: Request, error: Exception) -> Response:

@@ -78,7 +78,8 @@ class Destination:
         return []
 
     def report(self, transfer_id: str) -> str:
-        """The report of a finished transfer."""
+        """The report of a finished transfer. Raises NotFound for what is no id."""
+        self.transfer(transfer_id)
         return os.path.join(self.home, "completed", f"{transfer_id}.json")
 
     def read_report(self, transfer_id: str) -> Status | None:
