@@ -1,0 +1,1 @@
+"""haproxy.cfg, tried with a real haproxy in front of real receivers."""
