@@ -8,6 +8,7 @@ A child that dies has its range given to another; three deaths in a row end the 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections import deque
@@ -109,7 +110,7 @@ class Pool:
             if child.busy:
                 child.process.kill()
             else:
-                connection.send([])
+                _tell(connection, [])
         for connection, child in self._children.items():
             child.process.join()
             connection.close()
@@ -129,7 +130,13 @@ class _Child:
     def give(self, connection: Connection, blocks: list[int]) -> None:
         self.blocks, self.busy = blocks, bool(blocks)
         if blocks:
-            connection.send(blocks)
+            _tell(connection, blocks)
+
+
+def _tell(connection: Connection, blocks: list[int]) -> None:
+    """Give a child blocks; none is its end. That it was killed is heard when it is listened to."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.send(blocks)
 
 
 class _Work:
