@@ -73,6 +73,10 @@ bench: install ## Measure against rsync, tar, cp and the fan-out peers (ARGS=…
 	@bench/setup
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: fanout
+fanout: install servers ## Measure the fan-out over 1 to 8 hosts and what dying costs (ARGS=--write; as root)
+	@$(BIN)/python -m bench.fanout $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what these targets made
 	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -129,15 +129,23 @@ class Job:
         self,
         *args: object,
         module: str = "tar_like",
+        prefix: tuple[str, ...] = (),
         powers: bool = True,
         user: int | None = None,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        prefix = () if powers or not trees.ROOT else POWERLESS
-        if prefix and not shutil.which(prefix[0]):
+        lessened = () if powers or not trees.ROOT else POWERLESS
+        if lessened and not shutil.which(lessened[0]):
             pytest.skip("root needs setpriv (util-linux) to give up its power over file modes")
-        self.command = [*prefix, sys.executable, "-m", module, *(_text(arg) for arg in args)]
+        self.command = [
+            *prefix,
+            *lessened,
+            sys.executable,
+            "-m",
+            module,
+            *(_text(arg) for arg in args),
+        ]
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(

@@ -1,0 +1,279 @@
+"""python -m bench.fanout: the fan-out over hosts, and what dying costs.
+
+    hosts     1, 2, 4, 8 sending hosts at 100 Mbit/s each (network namespaces; needs root)
+    overhead  what RQ costs a range: jobs that find nothing to do, one after the other
+    death     from kill -9 of a worker, or the loss of its link, until another has its range
+    redis     from the return of a killed Redis until a worker has a range again
+
+Not guaranteed: that the hosts' own processors are what one would have: all share this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.__main__ import DOCUMENT
+from bench.hosts import Hosts
+from bench.machine import machine_line
+from bench.measure import say
+from bench.report import write_between
+from tar_like.index import Index
+from tar_like.upload.client import Client
+from tests.e2e.harness import Job, Proxy, index, run, wait_for
+from tests.fanout.harness import Redis, Worker, at_work, ended_well, met, records, workers
+from workers.cache import plan_digest
+from workers.jobs import FUNCTION, Order, OrderQueue
+
+MBIT = 100
+SECONDS = 20  # of sending, for each host
+BLOCK = 1 << 20
+ROUNDS = 3
+JOBS = 300
+COMMAND = (sys.executable, "-m", "tar_like")
+
+
+def main() -> int:
+    """Run what is asked for; with --write into the document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("hosts", "overhead", "death", "redis"))
+    parser.add_argument("--hosts", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[Path], list[str]]] = {
+        "hosts": lambda work: hosts(work, options.hosts),
+        "overhead": overhead,
+        "death": death,
+        "redis": redis_killed,
+    }
+    lines = [machine_line(), ""]
+    for name, part in parts.items():
+        if options.only in (None, name):
+            folder = Path(tempfile.mkdtemp(prefix="tar-like-bench-", dir="/dev/shm"))
+            try:
+                lines += [*part(folder), ""]
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    text = "\n".join(lines)
+    print(text)
+    if options.write:
+        write_between(DOCUMENT, "bench-fanout", text)
+    return 0
+
+
+def fill(root: Path, size: int) -> None:
+    """Files that do not compress, of 16 MiB each."""
+    root.mkdir(parents=True)
+    data = os.urandom(16 << 20)
+    for number in range(-(-size // len(data))):
+        part = data[: min(len(data), size - number * len(data))]
+        (root / f"{number:04}").write_bytes(part)
+
+
+def hosts(work: Path, counts: list[int]) -> list[str]:
+    """Throughput by the number of hosts."""
+    if not Hosts.possible():
+        return ["Hosts not measured: network namespaces need root."]
+    rates = {}
+    for count in counts:
+        folder = work / str(count)
+        fill(folder / "src", count * SECONDS * MBIT * 1_000_000 // 8)
+        rates[count] = _throughput(folder, count)
+        shutil.rmtree(folder)
+        say(f"{count} hosts: {rates[count] * 8 / 1e6:.1f} Mbit/s")
+    one = rates[counts[0]] / counts[0]
+    rows = [
+        f"| {count} | {rate * 8 / 1e6:.0f} | {rate / (count * one):.3f} |"
+        for count, rate in rates.items()
+    ]
+    return ["| hosts | Mbit/s | of hosts × one |", "|--:|--:|--:|", *rows]
+
+
+def _throughput(folder: Path, count: int) -> float:
+    """Bytes a second of the whole uploading command, negotiation and commit included."""
+    size = sum(path.stat().st_size for path in (folder / "src").iterdir())
+    index(folder / "src", folder / "db")
+    with Hosts(count, mbit=MBIT) as net, ExitStack() as stack:
+        redis = stack.enter_context(Redis(folder, host=net.address, prefix=net.hub()))
+        proxy = _start(stack, net.hub(), "proxy", "-b", folder / "dst", "--host", net.address, 8000)
+        wait_for("the proxy", lambda: b"listening" in proxy.stderr(), unless=proxy.ended)
+        for number in range(count):
+            options = ("--redis", redis.url, "--cache", folder / f"cache{number}", "-p", 1)
+            _start(stack, net.host(number), "worker", *options)
+        seen = stack.enter_context(_Looker(net, redis))
+        wait_for("the workers", lambda: len(seen.look()["workers"]) == count)
+        upload = _start(
+            stack, net.hub(), "upload", "-b", folder / "src", "-db", folder / "db",
+            "-u", f"http://{net.address}:8000/tar", "-s", BLOCK, "--compress", "none",
+            "--redis", redis.url, "--json",
+        )  # fmt: skip
+        return size / float(ended_well(upload)["seconds"])
+
+
+def _start(stack: ExitStack, prefix: tuple[str, ...], *words: object) -> Job:
+    return stack.enter_context(Job(*words, prefix=prefix))
+
+
+class _Looker:
+    """`tar-like status --redis` on the hub."""
+
+    def __init__(self, net: Hosts, redis: Redis) -> None:
+        self._command = [*net.hub(), *COMMAND, "status", "--redis", redis.url, "--json"]
+
+    def look(self) -> dict[str, Any]:
+        done = subprocess.run(self._command, capture_output=True, timeout=30)
+        return json.loads(done.stdout) if done.returncode == 0 else {"workers": []}
+
+    def __enter__(self) -> _Looker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def overhead(work: Path) -> list[str]:
+    """Seconds that a range costs beside its blocks: a transfer of many ranges of one block."""
+    fill(work / "src", 64 << 20)
+    index(work / "src", work / "db")
+    (work / "redis").mkdir()
+    with (
+        Redis(work / "redis") as redis,
+        Proxy(work / "dst") as proxy,
+        workers(redis, work, 1),
+    ):
+        options = ("-b", work / "src", "-db", work / "db", "-u", proxy.url, "-s", 64 << 10)
+        run("upload", *options, "-l", 0)  # block 0 only, so that the transfer stays open
+        cost = _no_op(redis, _order(work, proxy), JOBS)
+    return [
+        f"A range costs {cost * 1000:.1f} ms beside its blocks (RQ, Redis, and asking the receiver "
+        f"what is missing): {cost / 7:.2%} of a range's usual 7 s."
+    ]
+
+
+def _order(work: Path, proxy: Proxy) -> dict[str, Any]:
+    """To send block 0, which has arrived."""
+    with Index(str(work / "db")) as opened:
+        transfer = opened.id
+    client = Client(proxy.url)
+    client.fetch(transfer, "plan", str(work / "plan"))
+    client.close()
+    return Order(
+        transfer=transfer, plan=plan_digest(str(work / "plan")), urls=[proxy.url],
+        source=str(work / "src"), first=0, stop=1, block_size=64 << 10, compress="none",
+    ).to_json()  # fmt: skip
+
+
+def _no_op(redis: Redis, order: dict[str, Any], count: int) -> float:
+    """Seconds for each of many ranges that find nothing to do."""
+    queue = OrderQueue("tar-like", connection=redis.client, serializer="json")
+    jobs = [queue.enqueue_call(FUNCTION, kwargs=order) for _ in range(count)]
+    wait_for("the first to end", _ended(jobs[0]))
+    begun = time.monotonic()
+    wait_for("the last to end", _ended(jobs[-1]))
+    return (time.monotonic() - begun) / (count - 1)
+
+
+def _ended(job: Any) -> Callable[[], bool]:
+    return lambda: job.get_status() in ("finished", "failed")
+
+
+def _upload(redis: Redis, proxy: Proxy, work: Path, *args: object) -> Job:
+    return Job(
+        "upload", "-b", work / "src", "-db", work / "db", "-u", proxy.url, "-s", 64 << 10,
+        "--redis", redis.url, "--compress", "none", "--json", *args,
+    )  # fmt: skip
+
+
+def death(work: Path) -> list[str]:
+    """Seconds from a worker's death until its range is another's."""
+    found: dict[str, list[float]] = {"kill -9": [], "cut off": []}
+    fill(work / "src", 40_000_000)
+    transfer = index(work / "src", work / "db")["id"]
+    for number in range(ROUNDS):
+        for how, times in found.items():
+            folder = work / f"{number}{how[0]}"
+            folder.mkdir()
+            times.append(_death(work, folder, transfer, how))
+            say(f"{how}: {times[-1]:.1f} s")
+    return [
+        f"From the death of a worker until another has its range: {_spread(times)} ({how})."
+        for how, times in found.items()
+    ]
+
+
+def _death(work: Path, folder: Path, transfer: str, how: str) -> float:
+    with (
+        Redis(folder) as redis,
+        Proxy(folder / "dst") as proxy,
+        workers(redis, work, 2) as crew,
+        _upload(redis, proxy, work, "--limit", "1M") as job,
+    ):
+        met(job, proxy, transfer, 0.1)
+        victim: Worker = crew[0]
+        held = wait_for("a range", lambda: at_work(redis, victim), unless=job.ended)
+        assert held
+        begun = time.monotonic()
+        victim.kill() if how == "kill -9" else victim.freeze()
+
+        def taken() -> bool:
+            return any(
+                one["job"] != held["job"] and held["first"] <= one["first"] < held["stop"]
+                for one in records(redis)
+                if one["pid"] != held["pid"]
+            )
+
+        wait_for("another to have it", taken, unless=job.ended)
+        seconds = time.monotonic() - begun
+        job.kill()
+        victim.kill()
+        return seconds
+
+
+def redis_killed(work: Path) -> list[str]:
+    """Seconds from Redis' return until a worker has a new range."""
+    fill(work / "src", 40_000_000)
+    transfer = index(work / "src", work / "db")["id"]
+    times = []
+    for number in range(ROUNDS):
+        folder = work / str(number)
+        folder.mkdir()
+        with (
+            Redis(folder) as redis,
+            Proxy(folder / "dst") as proxy,
+            workers(redis, work, 2),
+            _upload(redis, proxy, work, "--limit", "1M") as job,
+        ):
+            met(job, proxy, transfer, 0.1)
+            before = {one["job"] for one in records(redis)}
+            redis.kill()
+            time.sleep(12)  # longer than a range: nobody has anything to send any more
+            redis.start()
+            begun = time.monotonic()
+
+            def again(redis: Redis = redis, before: set[str] = before) -> bool:
+                return any(one["job"] not in before and one["sent"] for one in records(redis))
+
+            wait_for("a new range", again, unless=job.ended)
+            times.append(time.monotonic() - begun)
+            say(f"Redis killed: {times[-1]:.1f} s")
+            job.kill()
+    return [f"From the return of a killed, emptied Redis until blocks flow: {_spread(times)}."]
+
+
+def _spread(times: list[float]) -> str:
+    return f"{median(times):.1f} s (worst of {len(times)}: {max(times):.1f} s)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Several hosts, each behind a slow link of its own: network namespaces on a bridge. Needs root.
+
+The short form; `make fanout` measures up to eight hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.hosts import Hosts
+from tests.e2e.harness import Job, index, payload, wait_for
+from tests.fanout.harness import Redis, ended_well
+from tests.trees import assert_same
+
+MBIT = 100
+BLOCK = 256 << 10
+REDISPATCH = 20.0
+
+pytestmark = pytest.mark.skipif(not Hosts.possible(), reason="network namespaces need root")
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """A hub with Redis and a proxy, and hosts with a worker each."""
+
+    hosts: Hosts
+    redis: Redis
+    work: Path
+    crew: list[Job]
+
+    def upload(self, src: Path, *args: object) -> Job:
+        return Job(
+            "upload", "-b", src, "-db", self.work / "db", "-s", BLOCK, "--compress", "none",
+            "-u", f"http://{self.hosts.address}:8000/tar", "--redis", self.redis.url, "--json",
+            *args, prefix=self.hosts.hub(),
+        )  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """`tar-like status` on the hub; empty while Redis is not up."""
+        command = (sys.executable, "-m", "tar_like", "status", "--redis", self.redis.url, "--json")
+        done = subprocess.run([*self.hosts.hub(), *command], capture_output=True, timeout=30)
+        return json.loads(done.stdout) if done.returncode == 0 else {"workers": [], "transfers": []}
+
+    def busy(self, number: int) -> dict[str, Any] | None:
+        """What a host's worker is sending."""
+        members = self.crew[number].members()
+        for row in self.status()["workers"]:
+            if row["pid"] in members and row["phase"] == "sending":
+                return dict(row)
+        return None
+
+
+@contextlib.contextmanager
+def net(work: Path, count: int) -> Iterator[Net]:
+    """Everything up, and every worker known."""
+    (work / "redis").mkdir()
+    with contextlib.ExitStack() as stack:
+        hosts = stack.enter_context(Hosts(count, mbit=MBIT))
+        redis = stack.enter_context(Redis(work / "redis", host=hosts.address, prefix=hosts.hub()))
+        options = ("-b", work / "dst", "--host", hosts.address, 8000)
+        proxy = stack.enter_context(Job("proxy", *options, prefix=hosts.hub()))
+        wait_for("the proxy", lambda: b"listening" in proxy.stderr(), unless=proxy.ended)
+        found = Net(hosts, redis, work, [])
+        wait_for("redis-server", lambda: "transfers" in found.status())
+        for number in range(count):
+            words = ("--redis", redis.url, "--cache", work / f"cache-{number}", "-p", 1)
+            job = Job("worker", *words, prefix=hosts.host(number))
+            found.crew.append(stack.enter_context(job))
+        wait_for("the workers", lambda: len(found.status()["workers"]) == count)
+        yield found
+
+
+def test_two_hosts_are_twice_as_fast_as_one_link(work: Path) -> None:
+    size = payload(work / "src", files=24, size=4 << 20)
+    index(work / "src", work / "db")
+    with net(work, 2) as hosts, hosts.upload(work / "src") as job:
+        seconds = ended_well(job)["seconds"]
+        rate = size * 8 / seconds / 1e6
+        assert MBIT * 1.4 < rate < MBIT * 2, f"{rate:.0f} Mbit/s"
+    assert_same(work / "src", work / "dst")
+
+
+def test_a_host_whose_link_is_cut(work: Path) -> None:
+    payload(work / "src", files=24, size=4 << 20)
+    index(work / "src", work / "db")
+    with net(work, 2) as hosts, hosts.upload(work / "src", "--limit", "8M") as job:
+        held = wait_for("a range in its hands", lambda: hosts.busy(0), unless=job.ended)
+        assert held
+        hosts.hosts.cut(0)
+        begun = time.monotonic()
+
+        def taken_over() -> bool:
+            row = hosts.busy(1)
+            return row is not None and held["first"] <= row["first"] < held["stop"]
+
+        wait_for("the other to have the range", taken_over, unless=job.ended)
+        assert time.monotonic() - begun < REDISPATCH
+        hosts.hosts.mend(0)
+        ended_well(job)
+    assert_same(work / "src", work / "dst")
