@@ -5,10 +5,12 @@ The rc file is the one that TARLIKE_RC names, else ~/.tar_like_rc; it has KEY=VA
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tar_like.errors import UsageError
 from tar_like.layout import DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, round_up
@@ -18,6 +20,40 @@ DEFAULT_DB = "tar_like.db"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Settings:
+    """How to reach a bucket. Credentials that boto3 finds by itself are not in here."""
+
+    bucket: str = ""
+    prefix: str = ""
+    endpoint: str = ""
+    """Empty for AWS, or for what the profile says."""
+    region: str = ""
+    profile: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    verify_tls: bool = True
+    ca_bundle: str = ""
+    addressing: str = "auto"
+    """``path``, ``virtual`` or ``auto``: virtual on AWS, path elsewhere."""
+    requester_pays: bool = False
+    unsigned: bool = False
+    metadata: bool = False
+    """Ask for each object's metadata: mtime, mode and owner as rclone and s3cmd keep them."""
+    versions: bool = False
+    """List version ids, and read those versions."""
+    connections: int = 32
+    """Requests that one process has under way at a time."""
+
+    @property
+    def url(self) -> str:
+        """The bucket and prefix of the settings. Raises UsageError when there are none."""
+        if not self.bucket:
+            raise UsageError("Which bucket? Set TARLIKE_S3_BUCKET, or give s3://bucket/prefix.")
+        return f"s3://{self.bucket}/{self.prefix.strip('/')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +71,7 @@ class Settings:
     """The Redis that hands out the work; empty for none."""
     cache: str = ""
     """Where indexes and plans of other hosts' transfers are kept."""
+    s3: S3Settings = field(default_factory=S3Settings)
 
 
 def load() -> Settings:
@@ -55,7 +92,73 @@ def from_mapping(values: Mapping[str, str]) -> Settings:
         ca_bundle=values.get("TARLIKE_CA_BUNDLE") or None,
         redis_url=values.get("TARLIKE_REDIS_URL", default.redis_url),
         cache=values.get("TARLIKE_CACHE") or _cache(values),
+        s3=_s3(values),
     )
+
+
+def _s3(values: Mapping[str, str]) -> S3Settings:
+    default = S3Settings()
+    access_key, secret_key = _keys(values)
+    return S3Settings(
+        bucket=values.get("TARLIKE_S3_BUCKET", ""),
+        prefix=values.get("TARLIKE_S3_PFX", ""),
+        endpoint=_first(values, "TARLIKE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        region=_first(values, "AWS_REGION", "AWS_DEFAULT_REGION"),
+        profile=values.get("AWS_PROFILE", ""),
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=values.get("AWS_SESSION_TOKEN", "") if access_key else "",
+        verify_tls=switch(values.get("TARLIKE_S3_TLS_VERIFY", "true")),
+        ca_bundle=values.get("AWS_CA_BUNDLE", ""),
+        addressing=addressing(values.get("TARLIKE_S3_ADDRESSING", default.addressing)),
+        requester_pays=switch(values.get("TARLIKE_S3_REQUESTER_PAYS", "false")),
+        unsigned=switch(values.get("TARLIKE_S3_UNSIGNED", "false")),
+        metadata=switch(values.get("TARLIKE_S3_METADATA", "false")),
+        versions=switch(values.get("TARLIKE_S3_VERSIONS", "false")),
+        connections=count(values.get("TARLIKE_S3_CONNECTIONS", str(default.connections))),
+    )
+
+
+def _first(values: Mapping[str, str], *names: str) -> str:
+    return next((values[name] for name in names if values.get(name)), "")
+
+
+def _keys(values: Mapping[str, str]) -> tuple[str, str]:
+    """Access key and secret key, both or none."""
+    keys = values.get("AWS_ACCESS_KEY_ID", ""), values.get("AWS_SECRET_ACCESS_KEY", "")
+    if all(keys):
+        return keys
+    user, password = values.get("TARLIKE_HCP_USER", ""), values.get("TARLIKE_HCP_PASSWORD", "")
+    return hcp_keys(user, password) if user and password else ("", "")
+
+
+def hcp_keys(user: str, password: str) -> tuple[str, str]:
+    """Access key and secret key of a Hitachi Content Platform account.
+
+    Source: "Using the Hitachi API for Amazon S3", Authentication: the Base64 of the user's name
+    and the MD5 of the password.
+
+    >>> hcp_keys("lgreen", "p4ssw0rd")
+    ('bGdyZWVu', '2a9d119df47ff993b662a8ef36f9ea20')
+    """
+    secret = hashlib.md5(password.encode(), usedforsecurity=False).hexdigest()
+    return base64.b64encode(user.encode()).decode(), secret
+
+
+def switch(text: str) -> bool:
+    """Yes or no. Raises UsageError."""
+    known = {"true": True, "yes": True, "on": True, "1": True}
+    known |= {"false": False, "no": False, "off": False, "0": False, "": False}
+    if text.strip().lower() not in known:
+        raise UsageError(f"{text!r} is neither true nor false.")
+    return known[text.strip().lower()]
+
+
+def addressing(text: str) -> str:
+    """Where a bucket's name goes in the URL. Raises UsageError."""
+    if text not in ("auto", "path", "virtual"):
+        raise UsageError(f"{text!r} is no way to address a bucket: use auto, path or virtual.")
+    return text
 
 
 def _rc(environ: Mapping[str, str]) -> dict[str, str]:
