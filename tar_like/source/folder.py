@@ -3,7 +3,9 @@
     scan: depth first, names sorted as bytes, each stat'ed through its directory's fd
     read: openat > preadv > fstat > close, the fstat last: what changed meanwhile is noticed
 
-Not guaranteed: a file that changes while keeping its size and its mtime is read as it is.
+Not guaranteed: a file that changes while keeping its size and its mtime is read as it is. Where
+the index was made from a bucket (there are tokens) its times are the bucket's, so a file of the
+right size is read as it is; the hashes in the index, if it has them, tell at the commit.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class FolderSource:
         omissions: list[Omission] = []
         dirfd = self._walker.dirfd
         position = 0
-        for number, (_, path, start, stop, size, mtime, _token) in enumerate(pieces):
+        for number, (_, path, start, stop, size, mtime, token) in enumerate(pieces):
             end = position + stop - start
             try:
                 parent, _, name = path.rpartition(b"/")
@@ -93,7 +95,7 @@ class FolderSource:
             if (
                 got != stop - start
                 or now.st_size != size
-                or now.st_mtime_ns != mtime
+                or (now.st_mtime_ns != mtime and not token)
                 or not stat.S_ISREG(now.st_mode)
             ):
                 omissions.append(Omission(number, CHANGED))

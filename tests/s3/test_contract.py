@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tar_like.layout import Piece
 from tar_like.source import Source, open_source
 from tests.s3.conftest import Store
 from tests.unit import test_source_contract as contract
@@ -30,6 +31,9 @@ class BucketPlace:
     def open(self) -> Source:
         self._opened.append(open_source(self._store.url, self._store.settings))
         return self._opened[-1]
+
+    def stale(self, piece: Piece) -> Piece:
+        return piece._replace(token=b"other")
 
     def close(self) -> None:
         for source in self._opened:
