@@ -74,9 +74,20 @@ def trouble(path: bytes, size: int) -> str:
     return ""
 
 
-def tree(rows: Iterable[tuple[object, ...]], wanted: Wanted) -> Iterator[Found | Skipped]:
-    """The tree that rows in canonical order make, the root first."""
-    return _Tree(wanted).grow(map(Row._make, rows))
+def is_fine(one: Row) -> bool:
+    """Whether a row is part of the tree."""
+    return not one.refusal
+
+
+def tree(
+    rows: Iterable[tuple[object, ...]], first: Row | None, wanted: Wanted
+) -> Iterator[Found | Skipped]:
+    """The tree that rows in canonical order make, the root first.
+
+    ``first`` is the first row that is not refused, if there is one.
+    """
+    yield _directory(b"", first)
+    yield from _Tree(wanted).grow(map(Row._make, rows))
 
 
 class _Tree:
@@ -90,22 +101,13 @@ class _Tree:
         """A file that the next row may turn out to be a directory of the same name."""
 
     def grow(self, rows: Iterator[Row]) -> Iterator[Found | Skipped]:
-        root = None
         last = b""
         for one in rows:
-            if root is None and not one.refusal:
-                root = _directory(b"", one)
-                yield root
             if one.refusal:
-                if root is None:
-                    root = _directory(b"", None)
-                    yield root
                 yield from self._refuse(one)
-            elif one.path != last and one.path not in (b"", b"/"):
+            elif one.path not in (last, b""):
                 last = one.path
                 yield from self._take(one)
-        if root is None:
-            yield _directory(b"", None)
         if self._held is not None:
             yield self._held
 
@@ -153,7 +155,7 @@ class _Tree:
 
 def _directory(path: bytes, first: Row | None) -> Found:
     """A directory, by its marker or by the first file in it."""
-    own = first is not None and first.path in (path + b"/", path)
+    own = first is not None and first.path == (path + b"/" if path else b"")
     mode = first.mode & 0o7777 if first is not None and own and first.mode >= 0 else DIRECTORY_MODE
     uid, gid = (first.uid, first.gid) if first is not None and own else (0, 0)
     return Found(

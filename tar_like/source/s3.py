@@ -67,11 +67,10 @@ class S3Source:
                     rows.add([tuple(self._row(*item)) for item in zip(objects, known, strict=True)])
 
                 Lister(bucket, versions=self._settings.versions).run(self._prefix, take)
-            merged = rows.merged()
-            first = next(merged, None)
-            if first is None and self._prefix:
+            if self._prefix and next(rows.merged(), None) is None:
                 raise SourceUnusable(f"There is nothing below {self.url}: is the prefix right?")
-            yield from keys.tree(merged if first is None else _chain(first, merged), wanted)
+            first = next(filter(keys.is_fine, map(keys.Row._make, rows.merged())), None)
+            yield from keys.tree(rows.merged(), first, wanted)
         finally:
             rows.close()
 
@@ -141,11 +140,6 @@ class S3Source:
             uid=known.uid or 0, gid=known.gid or 0,
             refusal=frozen if one.frozen else "",
         )  # fmt: skip
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _parsed(url: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tar_like.config import S3Settings
 from tar_like.upload.client import Client, Pace
 from tar_like.upload.range import BlockOutcome
 
@@ -48,6 +49,8 @@ class UploadOptions:
     record: str | None = None
     limit: int = 0
     """Bytes a second that all senders together may put on the wire; 0 is no limit."""
+    s3: S3Settings | None = None
+    """How to reach a bucket; without it, as the settings of the sending host say."""
 
     def client(self, number: int, pace: Pace | None = None) -> Client:
         """A client of the receiver that the sender of this number speaks to."""

@@ -40,7 +40,7 @@ class LocalDispatcher:
         return RangeSender(
             self._options.client(number, pacer(self.bucket) if self._options.limit else None),
             Plan(sending.plan_path, sending.index_path),
-            open_source(self._options.source),
+            open_source(self._options.source, self._options.s3),
             compress=self._options.compress,
         )
 

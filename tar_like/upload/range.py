@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tar_like.codec import REASONS
-from tar_like.errors import Conflict, TarLikeError, Unreachable, shown
+from tar_like.errors import Conflict, SourceUnusable, TarLikeError, Unreachable, shown
 from tar_like.layout import Piece
 from tar_like.plan import Plan
 from tar_like.source import Source
@@ -61,7 +61,10 @@ class RangeSender:
 
     def _send_one(self, block_no: int) -> BlockOutcome:
         pieces = self._plan.pieces(block_no)
-        made = self._maker.make(pieces, self._compressor)
+        try:
+            made = self._maker.make(pieces, self._compressor)
+        except SourceUnusable as error:
+            return BlockOutcome(block_no=block_no, error=str(error), fatal=True, retry=error.retry)
         troubles = tuple(_troubles(pieces, made))
         try:
             new = self._client.put_block(
