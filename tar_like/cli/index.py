@@ -12,7 +12,8 @@ HELP = "list a folder's entries, with hashes, in an SQLite file"
 DESCRIPTION = """\
 Write the index of a folder: every entry, with a digest of every file. An index that is there is
 brought up to date: the hashes of unchanged files (size, mtime, ctime, inode) are kept. Its id goes
-to stdout; the same tree has the same id. Keep the file outside the folder.
+to stdout; the same tree has the same id. Keep the file outside the folder. The index of a bucket
+has no digests unless --hash asks for them, since that reads every object.
 
   sqlite3 tar_like.db 'SELECT * FROM tar LIMIT 40'    shows the files in it
 """
@@ -20,10 +21,11 @@ to stdout; the same tree has the same id. Keep the file outside the folder.
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_scan_arguments
+    from tar_like.cli.s3 import add_s3_arguments
 
     parser.add_argument(
         "-b", dest="base", metavar="BASE", default=settings.base,
-        help="the folder to list (default: %(default)s)",
+        help="the folder, or s3://bucket/prefix, to list (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "-db", dest="db", metavar="DB", default=settings.db,
@@ -31,28 +33,34 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     )  # fmt: skip
     parser.add_argument("-c", dest="fresh", action="store_true", help="start afresh: hash all")
     parser.add_argument(
-        "--hash", dest="algorithm", metavar="NAME", default="blake3",
-        help="digest of the files: blake3 (default), sha256, md5 or xxh3",
+        "--hash", dest="algorithm", metavar="NAME",
+        help="digest of the files: blake3 (default), sha256, md5, xxh3 or none (default for S3)",
     )  # fmt: skip
     parser.add_argument(
         "-j", dest="jobs", metavar="N", default=str(settings.processes),
         help="hashing processes (default: one a core)",
     )  # fmt: skip
     add_scan_arguments(parser)
+    add_s3_arguments(parser)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like import digest
     from tar_like.cli.common import build_options, say_scanned
+    from tar_like.cli.s3 import s3_settings
     from tar_like.errors import OK, SOURCE_TROUBLE, shown
     from tar_like.index import Index, build_index
+    from tar_like.index.build import NO_HASH
     from tar_like.source import open_source
 
-    digest.hasher(options.algorithm)
+    algorithm = options.algorithm or (NO_HASH if "://" in options.base else digest.DEFAULT)
+    if algorithm != NO_HASH:
+        digest.hasher(algorithm)
+    s3 = s3_settings(options, config.load())
     build = build_options(
-        options, algorithm=options.algorithm, fresh=options.fresh, jobs=config.count(options.jobs)
+        options, algorithm=algorithm, fresh=options.fresh, jobs=config.count(options.jobs)
     )
-    source = open_source(options.base)
+    source = open_source(options.base, s3)
     try:
         summary = build_index(source, options.db, build)
     finally:

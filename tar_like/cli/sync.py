@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 
 HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
-One command: scan SRC, send what TARGET lacks, commit. TARGET is a folder (a receiver runs on
-loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's content goes into TARGET, as
-with 'rsync SRC/ TARGET/'. Nothing is deleted. What TARGET got by an earlier run, and what is
-unchanged since (size, mtime), is not sent. Whatever ends it, the same command goes on.
+One command: scan SRC (a folder, or s3://bucket/prefix), send what TARGET lacks, commit. TARGET is
+a folder (a receiver runs on loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's
+content goes into TARGET, as with 'rsync SRC/ TARGET/'. Nothing is deleted. What TARGET got by an
+earlier run, and what is unchanged since (size, mtime), is not sent. Whatever ends it, the same
+command goes on.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_scan_arguments, add_send_arguments
     from tar_like.cli.fanout import add_fanout_arguments
+    from tar_like.cli.s3 import add_s3_arguments
 
-    parser.add_argument("source", metavar="SRC", help="a folder")
+    parser.add_argument("source", metavar="SRC", help="a folder, or s3://bucket/prefix")
     parser.add_argument("target", metavar="TARGET", help="a folder, or a receiver's URL")
     parser.add_argument(
         "-db", dest="db", metavar="DB",
@@ -39,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     add_scan_arguments(parser)
     add_send_arguments(parser, settings)
     add_fanout_arguments(parser, settings)
+    add_s3_arguments(parser)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli import fanout
     from tar_like.cli.common import block_size, build_options, forbid_inside
+    from tar_like.cli.s3 import s3_settings
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
@@ -60,14 +64,15 @@ def run(options: argparse.Namespace, output: Output) -> int:
         ca_bundle=settings.ca_bundle,
         verify_tls=not options.ignore_ca,
         limit=config.size(options.limit),
+        s3=s3_settings(options, settings),
     )
     if "://" in options.target:
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
-        open_source(options.source).close()
+        open_source(options.source, upload.s3).close()
         return _sync(options, build, upload, output)
     if options.target.startswith(("http:", "https:", "http/", "https/")):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
-    open_source(options.source).close()
+    open_source(options.source, upload.s3).close()
     if options.detach or (options.redis and options.redis != settings.redis_url):
         raise UsageError("Workers on other hosts need a receiver: give its URL, not a folder.")
     options.redis = ""
@@ -104,7 +109,7 @@ def _sync(
     code = None
     try:
         index_path = options.db or os.path.join(folder, "index.db")
-        source = open_source(options.source)
+        source = open_source(options.source, upload.s3)
         try:
             found = build_index(source, index_path, build)
         finally:

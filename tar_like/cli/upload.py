@@ -20,6 +20,7 @@ commits when no block is missing any more. The block size is settled by the firs
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
     from tar_like.cli.common import add_send_arguments
     from tar_like.cli.fanout import add_fanout_arguments
+    from tar_like.cli.s3 import add_s3_arguments
 
     parser.add_argument(
         "-b", dest="base", metavar="BASE", default=settings.base,
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     )  # fmt: skip
     add_send_arguments(parser, settings)
     add_fanout_arguments(parser, settings)
+    add_s3_arguments(parser)
+    parser.add_argument(
+        "--use-s3", action="store_true",
+        help="read from TARLIKE_S3_BUCKET and TARLIKE_S3_PFX of the settings",
+    )  # fmt: skip
     parser.add_argument("-f", dest="first", metavar="N", help="first block to send")
     parser.add_argument("-l", dest="last", metavar="N", help="last block to send, included")
     parser.add_argument(
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli import fanout
     from tar_like.cli.common import block_size, first_interrupt, report_upload
+    from tar_like.cli.s3 import s3_settings
     from tar_like.index import Index
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
@@ -53,6 +60,9 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.upload.run import Upload
 
     settings = config.load()
+    s3 = s3_settings(options, settings)
+    if options.use_s3:
+        options.base = s3.url
     first, last = config.block_range(options.first, options.last)
     upload = fanout.check(
         options,
@@ -70,9 +80,10 @@ def run(options: argparse.Namespace, output: Output) -> int:
             verify_tls=not options.ignore_ca,
             record=options.record,
             limit=config.size(options.limit),
+            s3=s3,
         ),
     )
-    open_source(options.base).close()
+    open_source(options.base, s3).close()
     if options.detach:
         with Index(options.db) as index:
             transfer = index.id
