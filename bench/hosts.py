@@ -9,10 +9,13 @@ Needs root, ip and tc. All addresses are inside the namespaces, which are gone a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +51,18 @@ class Hosts:
     def host(self, number: int) -> tuple[str, ...]:
         """What to put before a command to run it on a host."""
         return ("ip", "netns", "exec", f"{self._name}-{number}")
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread is on the hub meanwhile; sockets made here stay there. Source: setns(2)."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self._name}-hub") as hub:
+            if libc.setns(hub.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+            try:
+                yield
+            finally:
+                libc.setns(home.fileno(), 0)
 
     def cut(self, number: int) -> None:
         """Take the host's link down: packets vanish, nothing is said."""

@@ -188,6 +188,8 @@ class _Run:
         self._failed_since = 0.0
         self._limit = dispatcher.options.limit
         self._looked = 0.0
+        self._seen = b""
+        """The receiver's bitmap at the last look."""
         self._rate = _Rate()
         self._alone_since = time.monotonic()
         self._said: set[str] = set()
@@ -241,10 +243,10 @@ class _Run:
             job.delete()
         taken: set[int] = set()
         for record in workers:
-            if record.transfer == self._sending.transfer and record.job:
-                one = _Range(record.job, record.first, record.stop)
-                self._out[one.job] = one
-                taken.update(range(one.first, min(one.stop, self._plan.block_count)))
+            fits = 0 <= record.first < record.stop <= self._plan.block_count
+            if record.transfer == self._sending.transfer and record.job and fits:
+                self._out[record.job] = _Range(record.job, record.first, record.stop)
+                taken.update(range(record.first, record.stop))
         self._ranges = Ranges(sorted(self._wanted - self._bad - taken))
 
     def _jobs_of(self, ids: list[str]) -> Iterator[Job]:
@@ -435,8 +437,9 @@ class _Run:
         size = (count + 7) // 8
         bits = self._receivers.bitmaps()
         self._looked = time.monotonic()
-        missing = set(bits_missing(bits[:size], count))
-        arrived = self._wanted - missing
+        received = bits[:size]
+        arrived = self._wanted.intersection(_fresh(self._seen, received, count))
+        self._seen = received
         for number in arrived:
             raw = sum(extent.stop - extent.start for extent in self._plan.extents(number))
             self._untold[number] = raw
@@ -445,10 +448,9 @@ class _Run:
         self._wanted -= arrived
         if arrived:
             self._failed_since = 0.0
-        self._note_sizes(count - len(missing), bits[size:], count)
+        self._note_sizes(_ones(received), _ones(bits[size:]), count)
 
-    def _note_sizes(self, received: int, durable_bits: bytes, count: int) -> None:
-        durable = count - sum(1 for _ in bits_missing(durable_bits, count))
+    def _note_sizes(self, received: int, durable: int, count: int) -> None:
         total = self._plan.bytes
         self._sizes = {
             "id": self._sending.transfer,
@@ -587,6 +589,17 @@ class _Rate:
             return 0.0
         span = max(1.0, now - self._points[0][0])
         return round(sum(raw for _, raw in self._points) / span, 1)
+
+
+def _fresh(before: bytes, after: bytes, count: int) -> Iterator[int]:
+    """Numbers in ``[0, count)`` whose bit is set after and was not before, ascending."""
+    fresh = int.from_bytes(after, "little") & ~int.from_bytes(before, "little")
+    others = ~fresh & ((1 << 8 * len(after)) - 1)
+    return bits_missing(others.to_bytes(len(after), "little"), count)
+
+
+def _ones(bits: bytes) -> int:
+    return int.from_bytes(bits, "little").bit_count()
 
 
 def _row(values: Any) -> BlockOutcome:

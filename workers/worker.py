@@ -127,6 +127,7 @@ class RangeWorker(SimpleWorker):
     def _work(self, job: OrderJob) -> dict[str, Any]:
         found = self._runtime.work(job)
         self._failures = 0
+        self._pulse.note(failure="")
         return found
 
     def _tell(self, job: OrderJob) -> None:

@@ -74,6 +74,9 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
         assert row["id"] == transfer and row["state"] == "receiving" and row["followed"]
         assert row["received"] + row["missing"] == row["blocks"]
         assert len(seen["workers"]) == 2
+        (row,) = run("status", proxy.url, "--json").summary["transfers"]
+        assert row["id"] == transfer and row["received"] + row["missing"] == row["blocks"]
+        assert 0 < row["received_bytes"] < row["bytes"]
         summary = ended_well(job)
         assert summary["blocks_sent"] == summary["blocks_total"]
         (row,) = status(redis)["transfers"]
