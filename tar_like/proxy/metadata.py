@@ -1,6 +1,7 @@
 """Give files, directories and symlinks the owner, mode, attributes and times of their entries.
 
-Order matters: chown clears setuid bits, ACLs change mode bits, and times go last.
+Order matters: chown clears setuid bits, ACLs change mode bits, a mode may be closed to us, and
+times go last.
 As another user than root, owners stay as they are, and groups change where permitted (as rsync
 does). Only what differs is touched.
 """
@@ -41,10 +42,12 @@ class Metadata:
         owner = self._owner(entry, st)
         if owner is not None:
             os.fchown(fd, *owner)
-        if owner is not None or stat.S_IMODE(st.st_mode) != entry.mode:
-            os.fchmod(fd, entry.mode)
         if self._kinds:
-            self._apply_xattrs(f"/proc/self/fd/{fd}".encode(), xattrs, follow=True)
+            self._apply_xattrs_open(fd, st, xattrs)
+        if owner is not None or self._kinds:
+            st = os.fstat(fd)
+        if stat.S_IMODE(st.st_mode) != entry.mode:
+            os.fchmod(fd, entry.mode)
         if st.st_mtime_ns != entry.mtime:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
 
@@ -68,6 +71,16 @@ class Metadata:
         may_group = self._root or entry.gid in self._groups
         gid = entry.gid if may_group and st.st_gid != entry.gid else -1
         return None if uid == gid == -1 else (uid, gid)
+
+    def _apply_xattrs_open(
+        self, fd: int, st: os.stat_result, wanted: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        path = f"/proc/self/fd/{fd}".encode()
+        try:
+            self._apply_xattrs(path, wanted, follow=True)
+        except PermissionError:  # its mode is closed to us, a plain user, and set again after this
+            os.fchmod(fd, stat.S_IMODE(st.st_mode) | 0o600)
+            self._apply_xattrs(path, wanted, follow=True)
 
     def _apply_xattrs(
         self, path: bytes, wanted: Sequence[tuple[bytes, bytes]], *, follow: bool
