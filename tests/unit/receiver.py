@@ -8,6 +8,7 @@ job.commit()                        # Status when complete, else Outcome
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import traceback
@@ -142,6 +143,7 @@ def sync(source: Path, dest: Path, **options: object) -> dict[str, str]:
 
 def in_child(work: Callable[[], object], *, user: int | None = None) -> int:
     """Do something in a forked process, as another user perhaps; returns its exit code."""
+    codecs.lookup("ascii")  # Python's own files may be closed to that user
     child = os.fork()
     if child == 0:
         code = 1

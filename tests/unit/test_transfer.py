@@ -301,6 +301,34 @@ def test_a_plain_user_can_have_a_block_of_a_read_only_file_sent_again(work: Path
     assert_same(root, dest)
 
 
+@pytest.mark.skipif(not trees.ROOT, reason="needs root to become nobody")
+def test_a_plain_user_can_have_attributes_of_read_only_files(work: Path) -> None:
+    root, dest = work / "src", work / "dst"
+    (root / "closed").mkdir(parents=True)
+    dest.mkdir()
+    for path in (root / "a", root / "b", root / "closed"):
+        if path.name != "closed":
+            path.write_bytes(noise(PAGE))
+        os.setxattr(path, "user.x", b"first")
+        path.chmod(0o555)
+    for path in (work, root, dest, *root.iterdir()):
+        os.chown(path, 65534, 65534)
+
+    def same() -> bool:
+        one, other = (trees.look(tree, xattrs=True) for tree in (root, dest))
+        return trees.differences(one, other) == []
+
+    def receive() -> None:
+        assert sync(root, dest, xattrs=True) == {}
+
+    assert in_child(receive, user=65534) == 0
+    assert same()
+    for path in root.iterdir():
+        os.setxattr(path, "user.x", b"second")
+    assert in_child(receive, user=65534) == 0
+    assert same()
+
+
 def test_a_failed_sync_takes_receipts_back(
     source: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
