@@ -91,7 +91,7 @@ def from_mapping(values: Mapping[str, str]) -> Settings:
         compress=values.get("TARLIKE_COMPRESS", default.compress),
         ca_bundle=values.get("TARLIKE_CA_BUNDLE") or None,
         redis_url=values.get("TARLIKE_REDIS_URL", default.redis_url),
-        cache=values.get("TARLIKE_CACHE") or _cache(values),
+        cache=os.path.expanduser(values.get("TARLIKE_CACHE") or _cache(values)),
         s3=_s3(values),
     )
 

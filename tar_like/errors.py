@@ -43,6 +43,8 @@ class BlockInvalid(TarLikeError):
     """A block's body is malformed, or its bytes do not have the digest it claims."""
 
     http_status = 422
+    retry = True
+    """Bits flip on the way; a block that is wrong at its source stays wrong, and is given up."""
     slug = "block-invalid"
 
 

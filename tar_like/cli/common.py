@@ -30,6 +30,11 @@ class Pattern(argparse.Action):
         namespace.patterns = lines
 
 
+def escaped(text: str) -> str:
+    """A value in a help text, where argparse takes % for its own."""
+    return text.replace("%", "%%")
+
+
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     """What to take up from the source."""
     parser.add_argument(

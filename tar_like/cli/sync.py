@@ -111,7 +111,7 @@ def _sync(
         index_path = options.db or os.path.join(folder, "index.db")
         source = open_source(options.source, upload.s3)
         try:
-            found = build_index(source, index_path, build)
+            found = build_index(source, index_path, _as_kept(build, index_path))
         finally:
             source.close()
         say_scanned(found, output)
@@ -134,3 +134,13 @@ def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) 
     with first_interrupt(run.stop, output):
         summary = run.run()
     return report_upload(summary, output)
+
+
+def _as_kept(build: BuildOptions, index_path: str) -> BuildOptions:
+    """With -db, an index that is there is brought up to date, hashes included where it has them."""
+    from tar_like.index import Index
+
+    if not os.path.exists(index_path) or not os.path.getsize(index_path):
+        return build
+    with Index(index_path) as index:
+        return replace(build, algorithm=index.algorithm, fresh=False)

@@ -18,7 +18,7 @@ commits when no block is missing any more. The block size is settled by the firs
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    from tar_like.cli.common import add_send_arguments
+    from tar_like.cli.common import add_send_arguments, escaped
     from tar_like.cli.fanout import add_fanout_arguments
     from tar_like.cli.s3 import add_s3_arguments
 
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     parser.add_argument("-dbp", dest="record", metavar="DB", help="keep a record of what was sent")
     parser.add_argument(
         "-u", dest="urls", metavar="URL", action="append",
-        help=f"the receiver (default {settings.url}); several of one destination share the work",
+        help=f"the receiver (default {escaped(settings.url)}); "
+        "several of one destination share the work",
     )  # fmt: skip
     add_send_arguments(parser, settings)
     add_fanout_arguments(parser, settings)

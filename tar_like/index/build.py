@@ -10,7 +10,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tar_like import digest
@@ -63,8 +63,9 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
     Raises IndexInvalid when ``path`` holds something that is no index (it is left alone),
     SourceUnusable when the source's root cannot be read.
     """
-    old = _old_index(path)
+    old = None if options.fresh and _is_replaceable(path) else _old_index(path)
     temporary = f"{path}.{os.getpid()}.tmp"
+    options = replace(options, wanted=_without(options.wanted, source, (path, temporary)))
     try:
         try:
             builder = _Builder(source, options, None if options.fresh else old)
@@ -84,6 +85,24 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
             os.unlink(temporary)
     assert summary is not None
     return summary
+
+
+def _is_replaceable(path: str) -> bool:
+    """Whether the file is an index of whatever version, or there is none."""
+    return not os.path.lexists(path) or schema.is_index(path)
+
+
+def _without(wanted: Wanted, source: Source, paths: Iterable[str]) -> Wanted:
+    """A scan that leaves out the index itself, where it lies in the tree that it describes."""
+    base = os.path.join(os.path.realpath(source.url), "")
+    own = {os.fsencode(os.path.realpath(path)[len(base) :]) for path in paths
+           if os.path.realpath(path).startswith(base)}  # fmt: skip
+    if "://" in source.url or not own:
+        return wanted
+    keep = wanted.keep
+    return replace(
+        wanted, keep=lambda path, is_dir: path not in own and (not keep or keep(path, is_dir))
+    )
 
 
 def _old_index(path: str) -> Index | None:

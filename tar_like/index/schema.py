@@ -88,6 +88,18 @@ def open_readonly(path: str) -> sqlite3.Connection:
     return db
 
 
+def is_index(path: str) -> bool:
+    """Whether a file is an index of tar-like, of whatever version."""
+    try:
+        db = connect_readonly(path)
+        try:
+            return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return False
+
+
 def _compare_schema(db: sqlite3.Connection, path: str) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import html
 import json
 import os
@@ -322,6 +323,14 @@ async def _os_problem(_: Request, error: Exception) -> Response:
     mapped = map_write_error(error)
     assert isinstance(mapped, TarLikeError)
     return _problem_document(mapped.slug, mapped.http_status, str(mapped))
+
+
+async def _records_problem(_: Request, error: Exception) -> Response:
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return await _os_problem(_, OSError(errno.ENOSPC, ""))
+    return _problem_document(
+        ReceiverFailed.slug, ReceiverFailed.http_status, f"The receiver's records fail: {error}."
+    )
 
 
 async def _gone(_: Request, __: Exception) -> Response:

@@ -134,16 +134,19 @@ class Transfer:
     def status(self) -> Status:
         """What is there now."""
         if not os.path.exists(self.plan_path):
+            if not self.alive:
+                raise NotFound("The transfer has just been completed.")
             return Status(id=self.id, state=OPEN, entries=self._index.entry_count)
         plan = self.plan()
         self._receipts.refresh()
+        verified = self.verified
         return Status(
             id=self.id,
             state=COMMITTING if self.committing else RECEIVING,
             block_size=plan.block_size,
             blocks=plan.block_count,
-            received=self._receipts.received,
-            durable=self._receipts.durable,
+            received=plan.block_count if verified else self._receipts.received,
+            durable=plan.block_count if verified else self._receipts.durable,
             bytes=plan.bytes,
             files=plan.files,
             entries=self._index.entry_count,
@@ -165,9 +168,20 @@ class Transfer:
             os.close(fd)
         return False
 
+    @property
+    def verified(self) -> bool:
+        """Whether a commit has read everything back and synced it.
+
+        From then on no receipt matters any more, and staging must not be written to: its files
+        are on their way to their names.
+        """
+        return os.path.exists(os.path.join(self.path, "verified.db"))
+
     def bitmaps(self) -> bytes:
         """The received blocks as bits, then the durable ones."""
         count = self.plan().block_count
+        if self.verified:
+            return 2 * bitmap(iter(range(count)), count)
         self._receipts.refresh()
         received = bitmap(iter(self._receipts.blocks()), count)
         return received + bitmap(iter(self._receipts.durable_blocks()), count)
@@ -197,7 +211,7 @@ class Transfer:
             raise BlockInvalid("The block's bytes do not have the digest it claims.")
         self._receipts.refresh()
         known = self._receipts.digests(block_no)
-        if claimed in known:
+        if claimed in known or self.verified:
             return False
         if known:
             self._conflict(block_no, pieces, digests)

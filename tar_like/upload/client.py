@@ -19,6 +19,7 @@ from requests.adapters import HTTPAdapter
 
 from tar_like import __version__
 from tar_like.errors import (
+    BlockInvalid,
     Busy,
     Conflict,
     NoSpace,
@@ -274,6 +275,8 @@ def _problem(url: str, response: requests.Response) -> TarLikeError:
             return _not_a_receiver(url)
         if slug == "http":
             return _not_a_receiver(url)
+        if slug == BlockInvalid.slug:
+            return BlockInvalid(detail)
         if kind is not None:
             return kind(detail)
         retry = slug == ReceiverFailed.slug or response.status_code in (502, 504)

@@ -370,3 +370,33 @@ def test_check_of_a_block_range(work: Path) -> None:
     assert (found["path"], found["kind"]) == ("d", "content")
     other = (block + 1) % 4
     assert check(work / "dst", db, "-s", 65536, "-f", other, "-l", other) == []
+
+
+@pytest.fixture
+def small(work: Path) -> Path:
+    """A small, tame tree."""
+    return build(work / "src", 77, files=5).root
+
+
+def test_an_index_of_another_version_is_only_replaced_when_told_so(work: Path, small: Path) -> None:
+    db = work / "db"
+    run("index", "-b", small, "-db", db)
+    with sqlite3.connect(db) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    run("index", "-b", small, "-db", db, codes=(1,)).sentence("version")
+    run("index", "-b", small, "-db", db, "-c")
+
+
+def test_an_index_that_lies_in_its_own_tree_is_no_part_of_it(small: Path) -> None:
+    first = run("index", "--json", cwd=small).summary
+    assert run("index", "--json", cwd=small).summary["id"] == first["id"]
+    assert run("index", "-c", "--json", cwd=small).summary["id"] == first["id"]
+
+
+def test_sync_brings_a_kept_index_up_to_date_with_its_hashes(work: Path, small: Path) -> None:
+    db = work / "db"
+    run("index", "-b", small, "-db", db)
+    (small / "new").write_bytes(b"new")
+    run("sync", small, work / "dst", "-db", db)
+    run("check", "-b", work / "dst", "-db", db, "--extra", "--metadata")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tar_like.errors import NotFound
 from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
 from tar_like.wire import Status
@@ -427,3 +428,34 @@ def test_two_jobs_of_one_destination_take_turns(source: Path, work: Path, dest: 
         job.close()
     assert (dest / "more").read_text() == "more"
     assert (dest / "d/small").read_text() == "small"
+
+
+def test_receipts_lost_after_verification_are_no_loss(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut in mid-commit: what no checkpoint covers is gone, the staged files are not."""
+    job = Job(source, dest)
+    job.send()
+    with monkeypatch.context() as patched:
+        patched.setattr(Applier, "finish_directories", lambda _: (_ for _ in ()).throw(OSError(5)))
+        assert not isinstance(job.commit(), Status)
+    assert (job.path / "verified.db").exists()
+    for log in (job.path / "receipts").iterdir():
+        log.unlink()
+    before = job.staged()
+    again = Job(source, dest)
+    assert again.missing == []
+    assert not again.put(0), "a block was taken in after verification"
+    assert again.staged() == before
+    assert again.complete() == {}
+    assert_same(source, dest)
+    again.close()
+    job.close()
+
+
+def test_a_status_at_the_moment_of_completion_is_not_open(source: Path, dest: Path) -> None:
+    job = Job(source, dest)
+    job.complete()
+    with pytest.raises(NotFound):
+        job.transfer.status()
+    job.close()
