@@ -389,9 +389,10 @@ def test_an_index_of_another_version_is_only_replaced_when_told_so(work: Path, s
 
 
 def test_an_index_that_lies_in_its_own_tree_is_no_part_of_it(small: Path) -> None:
-    first = run("index", "--json", cwd=small).summary
-    assert run("index", "--json", cwd=small).summary["id"] == first["id"]
-    assert run("index", "-c", "--json", cwd=small).summary["id"] == first["id"]
+    for _ in range(2):
+        run("index", cwd=small)
+    listed = rows(small / "tar_like.db", "SELECT path FROM entry")
+    assert not [row for row in listed if b"tar_like.db" in row["path"]]
 
 
 def test_sync_brings_a_kept_index_up_to_date_with_its_hashes(work: Path, small: Path) -> None:
