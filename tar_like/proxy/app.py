@@ -313,11 +313,6 @@ async def _http_problem(_: Request, error: Exception) -> Response:
     return response
 
 
-async def _records_problem(_: Request, error: Exception) -> Response:
-    text = f"The receiver's records cannot be read or written ({error})."
-    return _problem_document(ReceiverFailed.slug, ReceiverFailed.http_status, text)
-
-
 async def _os_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     mapped = map_write_error(error)
@@ -329,7 +324,9 @@ async def _records_problem(_: Request, error: Exception) -> Response:
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return await _os_problem(_, OSError(errno.ENOSPC, ""))
     return _problem_document(
-        ReceiverFailed.slug, ReceiverFailed.http_status, f"The receiver's records fail: {error}."
+        ReceiverFailed.slug,
+        ReceiverFailed.http_status,
+        f"The receiver's records cannot be read or written ({error}).",
     )
 
 
