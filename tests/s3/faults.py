@@ -34,7 +34,8 @@ class Rule:
     """A fault for the requests it fits."""
 
     kind: str
-    """reset, truncate, longer, shorter, slow_down, denied, broken, delay or call."""
+    """reset, truncate, longer, shorter, slow_down, denied, broken, deaf (to If-Match), whole (deaf
+    to Range) or pass."""
     key: str = ""
     """Part of the request's target."""
     method: str = "GET"
@@ -141,6 +142,7 @@ class FaultProxy:
                 if rule.call is not None:
                     await asyncio.to_thread(rule.call)
                 await asyncio.sleep(rule.seconds)
+                head = _unheard(head, rule.kind)
             answer = await self._answer(head, body)
         finally:
             self._now -= 1
@@ -153,6 +155,12 @@ class FaultProxy:
             return await reader.read(-1)
         finally:
             writer.close()
+
+
+def _unheard(head: bytes, kind: str) -> bytes:
+    """The request as a store takes it that does not know a header."""
+    name = {"deaf": rb"if-match", "whole": rb"range"}.get(kind)
+    return head if name is None else re.sub(rb"(?i)\r\n" + name + rb": [^\r]*", b"", head)
 
 
 def _request(head: bytes) -> Request:
