@@ -95,7 +95,8 @@ class Metadata:
         for name in present:
             if name not in mine and self._managed(name):
                 os.removexattr(path, name, follow_symlinks=follow)
-        for name, value in mine.items():
+        # ACLs last: they may close the mode to us
+        for name, value in sorted(mine.items(), key=lambda item: item[0] in ACLS):
             if not self._managed(name):
                 continue
             if name not in present or os.getxattr(path, name, follow_symlinks=follow) != value:
