@@ -112,8 +112,9 @@ class _Tree:
             yield self._held
 
     def _refuse(self, one: Row) -> Iterator[Skipped]:
-        out = self._left_out and one.path.startswith(self._left_out)
-        if not out and self._keep(one.path, False):
+        names = one.path.split(b"/")
+        above = (b"/".join(names[:depth]) for depth in range(1, len(names)))
+        if all(self._keep(path, True) for path in above) and self._keep(one.path, False):
             yield Skipped(one.path, "unreadable", one.refusal)
 
     def _take(self, one: Row) -> Iterator[Found | Skipped]:

@@ -53,7 +53,7 @@ class Page(NamedTuple):
 
 
 class Unordered(Exception):
-    """The store does not list keys in the order of their code points."""
+    """It cannot be told whether the range of keys between two others is complete."""
 
 
 class Lister:
@@ -74,14 +74,15 @@ class Lister:
             return
         try:
             self._list_ranges(prefix, first, take)
-        except Unordered:  # no range can be told to be complete
+        except Unordered:
             page = first
             while page.following:
                 page = self.page(prefix, page.following)
                 take(page.objects)
 
     def _list_ranges(self, prefix: str, first: Page, take: Callable[[list[Object]], None]) -> None:
-        if not first.objects:
+        if self._versions or not first.objects:
+            # A key-marker that is no key: not every store goes on with the very next key.
             raise Unordered
         start = first.objects[-1].key
         with ThreadPoolExecutor(LISTERS, "list") as threads:
@@ -112,12 +113,12 @@ class Lister:
         self, prefix: str, low: str, high: str | None, take: Callable[[list[Object]], None]
     ) -> None:
         """Objects with keys above ``low``, up to ``high``."""
-        following = [("key-marker" if self._versions else "start-after", low)]
+        following = [("start-after", low)]
         last = low
         while following:
             page = self.page(prefix, following)
             for one in page.objects:
-                if one.key <= last and not (self._versions and one.key == last):
+                if one.key <= last:
                     raise Unordered
                 last = one.key
             if high is not None and last > high:
