@@ -16,7 +16,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 17
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 19
 
 $(INSTALLED): pyproject.toml .ci/venv
 	@.ci/venv $(VENV)
@@ -55,6 +55,12 @@ servers:
 .PHONY: test
 test: install servers ## Run the tests (ARGS='-k resume -x' narrows them)
 	@$(BIN)/pytest --numprocesses auto $(ARGS)
+
+.PHONY: test-image
+test-image: install ## Build the container image and run the proxy from it (as root, on Debian)
+	@for tool in buildah debootstrap; do command -v $$tool >/dev/null || .ci/apt $$tool; done
+	tests/deploy/make-base dist/image/base.tar
+	$(BIN)/pytest --timeout 1800 tests/deploy/check_image.py $(ARGS)
 
 .PHONY: check
 check: install ## Check format, lint, types and layers
