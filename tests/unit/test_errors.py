@@ -67,9 +67,9 @@ def test_each_error_knows_its_exit_code_status_and_name() -> None:
         assert 400 <= kind.http_status < 600
 
 
-def test_what_is_the_users_fault_is_not_tried_again() -> None:
+def test_what_may_pass_is_tried_again_and_nothing_else() -> None:
     again = {kind.__name__ for kind in tree(TarLikeError) if kind.retry}
-    assert again == {"Busy", "ReceiverFailed", "Unreachable"}
+    assert again == {"BlockInvalid", "Busy", "ReceiverFailed", "Unreachable"}
 
 
 def test_the_exit_codes_are_those_of_the_design() -> None:
