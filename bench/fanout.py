@@ -34,6 +34,7 @@ from tests.e2e.harness import Job, Proxy, index, run, wait_for
 from tests.fanout.harness import Redis, Worker, at_work, ended_well, met, records, workers
 from workers.cache import plan_digest
 from workers.jobs import FUNCTION, Order, OrderQueue
+from workers.ranges import SECONDS as WORTH
 
 MBIT = 100
 SECONDS = 20  # of sending, for each host
@@ -169,7 +170,7 @@ def overhead(work: Path) -> list[str]:
         cost = _no_op(redis, _order(work, proxy), JOBS)
     return [
         f"A range costs {cost * 1000:.1f} ms beside its blocks (RQ, Redis, and asking the receiver "
-        f"what is missing): {cost / 7:.2%} of a range's usual 7 s."
+        f"what is missing): {cost / WORTH:.2%} of a range's usual {WORTH:.0f} s."
     ]
 
 

@@ -38,7 +38,7 @@ from workers.records import LEASE, WorkerRecord
 TICK = 0.5
 LOOK = 1.0
 """Seconds between two looks at the receiver's bitmap."""
-GRACE = 3.0
+GRACE = 2.5
 """Seconds that a range may be in nobody's hands: taken from the queue, and no sign of it yet."""
 STALLED = 30.0
 """Seconds without a byte on the wire after which a sending worker is not waited for."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from tar_like.layout import runs
 
-SECONDS = 7.0
+SECONDS = 6.0
 """What a range is worth."""
 MAX_BLOCKS = 4096
 

@@ -22,9 +22,9 @@ from typing import Any, Self
 from redis import Redis
 
 QUEUE = "tar-like"
-LEASE = 6
+LEASE = 5
 """Seconds after which a worker that gives no sign is taken for dead."""
-BEAT = 1.5
+BEAT = 1.2
 """Seconds between two signs of a worker."""
 KEEP = 86400
 WORKERS = "tar-like:workers"
