@@ -197,9 +197,7 @@ class _Service:
         length = _content_length(request)
         claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
         transfer = await self._run(lambda: self._transfers.get(params["id"]))
-        limit = transfer.max_body(block_size, block_no)
-        if length > limit:
-            raise TooLarge(f"The body has {length} bytes; this block has at most {limit}.")
+        await self._run(lambda: transfer.check_length(block_size, block_no, length))
         async with self._buffers.one(length) as buffer:
             await _read_body(request, buffer)
 

@@ -137,9 +137,14 @@ class Applier:
                 raise _Changed
             self._stage_bare(entry)
         parent, name = self._walker.split(entry.path)
-        with contextlib.suppress(FileNotFoundError):  # renamed before a crash: see below
+        renamed = True
+        try:
             self._rename_over(Staging.name(entry.id), name, parent)
+        except FileNotFoundError:
+            renamed = False  # or rather before a crash: then it must be as we left it
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if st.st_mtime_ns != entry.mtime and renamed:
+            raise _Refused("has a modification time that the destination's filesystem cannot hold")
         if st.st_size != entry.size or st.st_mtime_ns != entry.mtime:
             raise _Refused("was replaced in the destination during the commit")
         return Landed(entry.id, content, st.st_ino, st.st_ctime_ns)
@@ -161,6 +166,7 @@ class Applier:
                 raise
         fd = self._staging.create(entry.id)
         try:
+            os.ftruncate(fd, 0)
             os.ftruncate(fd, entry.size)
             self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
         finally:

@@ -73,6 +73,8 @@ def machine() -> bytes:
 class ReceiptLog:
     """This process's own log of one transfer. Thread-safe."""
 
+    _fd: int | None = None
+
     def __init__(self, directory: str) -> None:
         """Create the log. Raises OSError."""
         self._directory = directory
@@ -84,7 +86,7 @@ class ReceiptLog:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.log"
         self.path = os.path.join(self._directory, name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._fd: int | None = os.open(self.path, flags, 0o600)
+        self._fd = os.open(self.path, flags, 0o600)
         self._end = 0
         self._append(_record(b"H", machine()))
         self._synced = self._end
@@ -135,9 +137,12 @@ class ReceiptLog:
                 self._end = self._synced = 0
 
     def close(self) -> None:
-        """Close the file."""
-        if self._fd is not None:
-            os.close(self._fd)
+        """Close the file; done by itself when nobody has this object any more."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    __del__ = close
 
     def _append(self, records: bytes) -> int:
         """Write records behind the last one; returns the log's fd."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 
 from tar_like.errors import NoSpace
 from tar_like.proxy.durable import write_all
@@ -24,6 +25,8 @@ class Staging:
     def __init__(self, directory: str) -> None:
         """Raises OSError."""
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self._fd)
+        """Close the folder; done by itself when nobody has this object any more."""
 
     @property
     def fd(self) -> int:
@@ -82,10 +85,6 @@ class Staging:
         return os.open(
             self.name(entry_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd
         )
-
-    def close(self) -> None:
-        """Close the folder."""
-        os.close(self._fd)
 
 
 def mapped(error: OSError) -> Exception:

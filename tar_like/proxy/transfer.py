@@ -22,6 +22,7 @@ from tar_like.errors import (
     NoSpace,
     NotFound,
     ReceiverFailed,
+    TooLarge,
     UsageError,
     cause,
 )
@@ -186,15 +187,24 @@ class Transfer:
         received = bitmap(iter(self._receipts.blocks()), count)
         return received + bitmap(iter(self._receipts.durable_blocks()), count)
 
-    def max_body(self, block_size: int, block_no: int) -> int:
-        """Bytes that the body of this block may have. Raises NotFound for no block of the plan."""
+    def check_length(self, block_size: int, block_no: int, length: int) -> None:
+        """Refuse a body of a length that this block cannot have, before it is read.
+
+        Raises NotFound for no block of the plan, Conflict for another block size, TooLarge.
+        """
         plan = self.plan()
         if block_size != plan.block_size:
             raise Conflict(f"This transfer has blocks of {plan.block_size} bytes.")
         if not 0 <= block_no < plan.block_count:
             raise NotFound(f"There is no block {block_no}: the plan has {plan.block_count}.")
-        # Each piece but the first and the last is whole: no more pieces than there are bytes.
-        return codec.max_body(block_size, block_size)
+        if length <= codec.max_body(block_size, 0):
+            return
+        with self._lock_plan() as plan:
+            extents = plan.extents(block_no)
+        raw = sum(extent.stop - extent.start for extent in extents)
+        limit = codec.max_body(raw, len(extents))
+        if length > limit:
+            raise TooLarge(f"The body has {length} bytes; this block has at most {limit}.")
 
     def receive(self, block_no: int, body: memoryview, claimed: bytes) -> bool:
         """Verify, stage and record one block; False when it was there already. Idempotent.

@@ -39,11 +39,16 @@ class Transfers:
             transfer = self._open.get(transfer_id)
             if transfer is not None and transfer.alive:
                 return transfer
-            if transfer is not None:
-                del self._open[transfer_id]
+            self._forget_dead()
             transfer = Transfer(self.destination, transfer_id)
             self._open[transfer_id] = transfer
             return transfer
+
+    def _forget_dead(self) -> None:
+        """Let go of transfers that are complete; their files close when no request has them."""
+        for transfer_id, transfer in list(self._open.items()):
+            if not transfer.alive:
+                del self._open[transfer_id]
 
     def status(self, transfer_id: str) -> Status:
         """A transfer's status, complete ones included. Raises NotFound."""
@@ -105,6 +110,7 @@ class Transfers:
     def checkpoint_due(self) -> None:
         """Make receipts durable where it is time to. Raises ReceiverFailed."""
         with self._lock:
+            self._forget_dead()
             due = [transfer for transfer in self._open.values() if transfer.checkpoint_due]
         for transfer in due:
             transfer.checkpoint()

@@ -20,6 +20,7 @@ from tar_like import digest
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent
 from tar_like.plan import Plan
+from tar_like.proxy import durable
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
@@ -138,14 +139,32 @@ class Verifier:
         hasher = digest.hasher(self._algorithm)
         position = 0
         for extent in extents:
-            digest.add_zeros(hasher, extent.start - position)
+            self._hash_hole(fd, hasher, position, extent.start)
             for piece in judge.cut(extent):
                 view = self._pread(fd, piece.start, piece.stop)
                 judge.piece(piece, digest.of_piece(view))
                 hasher.update(view)
             position = extent.stop
-        digest.add_zeros(hasher, entry.size - position)
+        self._hash_hole(fd, hasher, position, entry.size)
         return hasher.digest()
+
+    def _hash_hole(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
+        """Bytes that were never sent must be zeros: what is not a hole there is made so."""
+        position = start
+        while position < stop:
+            try:
+                position = os.lseek(fd, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # nothing but a hole up to the file's end
+            step = min(stop, position + len(self._buffer))
+            if step > position:
+                view = self._pread(fd, position, step)
+                if any(view):
+                    durable.write_all(fd, bytes(len(view)), position)
+            position = step if step > position else stop
+        digest.add_zeros(hasher, stop - start)
 
     def _pread(self, fd: int, start: int, stop: int) -> memoryview:
         view = self._buffer[: stop - start]

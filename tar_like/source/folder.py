@@ -149,6 +149,8 @@ class FolderSource:
             return None  # gone since it was listed: not part of the tree any more
         except OSError as error:
             return Skipped(path, "unreadable", cause(error))
+        if not -_SIGN <= st.st_mtime_ns < _SIGN or not -_SIGN <= st.st_ctime_ns < _SIGN:
+            return Skipped(path, "unreadable", "its time is out of range (years 1678 to 2262)")
         links = 1 if kind == DIRECTORY else st.st_nlink
         ino, dev = st.st_ino, st.st_dev
         if ino >= _SIGN or dev >= _SIGN:

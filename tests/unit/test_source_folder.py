@@ -218,3 +218,14 @@ def test_closing_gives_every_descriptor_back(tmp_path: Path) -> None:
     source.close()
     assert os.listdir("/proc/self/fd") == before
     assert stat.S_ISDIR(deep.stat().st_mode)
+
+
+def test_a_time_that_no_index_can_hold_is_named(work: Path) -> None:
+    (work / "far").touch()
+    os.utime(work / "far", (10**10, 10**10))
+    source = FolderSource(str(work))
+    if os.stat(work / "far").st_mtime_ns < 1 << 63:
+        pytest.skip("this filesystem does not hold such a time either")
+    (skipped,) = [found for found in source.scan(Wanted()) if isinstance(found, Skipped)]
+    source.close()
+    assert (skipped.path, skipped.kind) == (b"far", "unreadable")

@@ -25,7 +25,9 @@ from tar_like.layout import PAGE, Entry
 from tar_like.proxy import durable, verify
 from tar_like.proxy.commit import Outcome, run_commit
 from tar_like.proxy.place import Destination
+from tar_like.proxy.staging import Staging
 from tar_like.proxy.transfer import Transfer
+from tar_like.proxy.transfers import Transfers
 from tests import trees
 from tests.unit import indexes
 from tests.unit.receiver import Job, in_child, sync
@@ -467,3 +469,28 @@ def open_below(folder: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
     return [name for name in found if name.startswith(f"{folder}/")]
+
+
+def test_what_rots_in_a_hole_before_the_commit_is_mended(source: Path, dest: Path) -> None:
+    job = Job(source, dest)
+    job.send()
+    with Index(str(job.index)) as index:
+        entry_id = next(entry.id for entry in index.entries() if entry.path == b"sparse")
+    with open(job.path / "stage" / Staging.name(entry_id), "r+b") as file:
+        os.pwrite(file.fileno(), b"rot", 3 * PAGE)
+        os.pwrite(file.fileno(), b"rot", 15 * PAGE + 5)
+    assert job.complete() == {}
+    assert_same(source, dest)
+    job.close()
+
+
+def test_a_completed_transfer_is_let_go_of(source: Path, dest: Path) -> None:
+    job = Job(source, dest)
+    job.send()
+    transfers = Transfers(job.destination, lambda *_: None)
+    transfers.get(job.id).status()
+    job.complete()
+    job.close()
+    assert open_below(dest)
+    transfers.checkpoint_due()
+    assert open_below(dest) == []
