@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
@@ -51,6 +52,7 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 120.0
 ATTEMPTS = 6
 MAX_PLAN = 1 << 40
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _ERRORS: dict[int, type[TarLikeError]] = {
     400: UsageError,
     404: NotFound,
@@ -62,26 +64,30 @@ _ERRORS: dict[int, type[TarLikeError]] = {
 
 
 class Client:
-    """Speaks to one receiver. Not thread-safe."""
+    """Speaks to one receiver; to another one of the same destination when it is gone.
+
+    Not thread-safe.
+    """
 
     def __init__(
         self,
         url: str,
         *,
+        others: Iterable[str] = (),
         ca_bundle: str | None = None,
         verify: bool = True,
         attempts: int = ATTEMPTS,
         pace: Pace | None = None,
     ) -> None:
         """Raises UsageError for a URL that cannot be one."""
-        self.url = checked_url(url)
+        self._urls = deque(checked_url(one) for one in (url, *others))
         self._pace = pace
         self._session = requests.Session()
         self._session.verify = ca_bundle if verify and ca_bundle else verify
         self._session.headers["User-Agent"] = f"tar-like/{__version__}"
         self._session.mount("http://", HTTPAdapter(pool_maxsize=1))
         self._session.mount("https://", HTTPAdapter(pool_maxsize=1))
-        if urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost"):
+        if all(urlsplit(one).hostname in _LOOPBACK for one in self._urls):
             self._session.trust_env = False  # no proxy leads to loopback
         if not verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -91,6 +97,11 @@ class Client:
             stop=tenacity.stop_after_attempt(attempts),
             reraise=True,
         )
+
+    @property
+    def url(self) -> str:
+        """Who is spoken to now."""
+        return self._urls[0]
 
     def status(self, transfer_id: str) -> Status | None:
         """A transfer's status; None when the receiver does not know it."""
@@ -140,7 +151,7 @@ class Client:
             for chunk in response.iter_content(1 << 20):
                 inflater.feed(chunk)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _unreachable(self.url, error) from None
+            raise self._unreachable(error) from None
         finally:
             response.close()
         inflater.finish()
@@ -201,10 +212,16 @@ class Client:
         except requests.exceptions.InvalidURL:
             raise UsageError(f"{self.url} is not a URL.") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _unreachable(self.url, error) from None
+            raise self._unreachable(error) from None
         if response.status_code >= 300:
             raise _problem(self.url, response)
         return response
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        """What to raise; the next try goes to the next receiver."""
+        mapped = _unreachable(self.url, error)
+        self._urls.rotate(-1)
+        return mapped
 
 
 class _Parts:

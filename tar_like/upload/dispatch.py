@@ -54,8 +54,10 @@ class UploadOptions:
 
     def client(self, number: int, pace: Pace | None = None) -> Client:
         """A client of the receiver that the sender of this number speaks to."""
+        first = number % len(self.urls)
         return Client(
-            self.urls[number % len(self.urls)],
+            self.urls[first],
+            others=self.urls[first + 1 :] + self.urls[:first],
             ca_bundle=self.ca_bundle,
             verify=self.verify_tls,
             pace=pace,
