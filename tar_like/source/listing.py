@@ -84,7 +84,10 @@ class Lister:
         if self._versions or not first.objects:
             # A key-marker that is no key: not every store goes on with the very next key.
             raise Unordered
-        start = first.objects[-1].key
+        listed = [one.key for one in first.objects]
+        if listed != sorted(listed):
+            raise Unordered
+        start = listed[-1]
         with ThreadPoolExecutor(LISTERS, "list") as threads:
             points = [point for point in self._points(prefix, threads) if point > start]
             step = max(1, -(-len(points) // RANGES))
