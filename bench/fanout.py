@@ -268,20 +268,25 @@ def redis_killed(work: Path) -> list[str]:
             _upload(redis, proxy, work, "--limit", "1M") as job,
         ):
             met(job, proxy, transfer, 0.1)
-            before = {one["job"] for one in records(redis)}
             redis.kill()
-            time.sleep(12)  # longer than a range: nobody has anything to send any more
+            time.sleep(25)  # longer than two ranges: nobody has anything to send any more
+            had = _received(proxy, transfer)
             redis.start()
             begun = time.monotonic()
 
-            def again(redis: Redis = redis, before: set[str] = before) -> bool:
-                return any(one["job"] not in before and one["sent"] for one in records(redis))
+            def again(proxy: Proxy = proxy, had: int = had) -> bool:
+                return _received(proxy, transfer) > had
 
-            wait_for("a new range", again, unless=job.ended)
+            wait_for("blocks to flow", again, unless=job.ended)
             times.append(time.monotonic() - begun)
             say(f"Redis killed: {times[-1]:.1f} s")
             job.kill()
     return [f"From the return of a killed, emptied Redis until blocks flow: {_spread(times)}."]
+
+
+def _received(proxy: Proxy, transfer: str) -> int:
+    state = proxy.blocks(transfer)
+    return state.received if state else 0
 
 
 def _spread(times: list[float]) -> str:

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 from redis.exceptions import RedisError
+from rq.exceptions import StopRequested
 
 from tar_like.errors import TarLikeError
 from tar_like.process import die_with_parent
@@ -119,11 +120,10 @@ class _Process:
 
 def _live(options: WorkerOptions, number: int, say: Say, parent: int) -> None:
     """A process's life; its exit code says whether it should be replaced."""
-    stopped = False
+    stopping = threading.Event()
 
     def early(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
+        stopping.set()
 
     signal.signal(signal.SIGTERM, early)
     signal.signal(signal.SIGINT, early)
@@ -131,9 +131,10 @@ def _live(options: WorkerOptions, number: int, say: Say, parent: int) -> None:
     die_with_parent(parent)
     relay_rq(say)
     try:
-        worker = RangeWorker(options, number, say)
-        if stopped or worker.live():
+        if RangeWorker(options, number, say, stopping).live():
             os._exit(0)
+    except StopRequested:
+        os._exit(0)
     except TarLikeError as error:
         say(str(error))
     os._exit(1)

@@ -54,8 +54,11 @@ class RangeWorker(SimpleWorker):
     log_result_lifespan = False
     log_job_description = False
 
-    def __init__(self, options: WorkerOptions, number: int, say: Say) -> None:
-        self._rest = threading.Event()
+    def __init__(
+        self, options: WorkerOptions, number: int, say: Say, stopping: threading.Event
+    ) -> None:
+        """``stopping`` may be set at any time; raises StopRequested once it is, without Redis."""
+        self._rest = stopping
         self._say = say
         self._options = options
         self._busy = False
@@ -177,9 +180,22 @@ class RangeWorker(SimpleWorker):
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             self._say("Dropped a message that is none of RQ's commands.")
 
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """The thread that hears RQ's commands ends quietly with the worker, else it listens on."""
+        if self._rest.is_set():
+            pubsub_thread.stop()
+        else:
+            self._rest.wait(1.0)
+
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
         """RQ's command to stop a job: the range ends after its block."""
         self._cut = True
+
+    def _install_signal_handlers(self) -> None:
+        """RQ's; who was asked to stop before has not forgotten it."""
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        if self._rest.is_set():
+            raise StopRequested
 
     def run_maintenance_tasks(self) -> None:
         """RQ's; registries that somebody spoilt do not end the worker."""

@@ -221,6 +221,13 @@ def test_burst_and_idle_workers_leave(work: Path, redis: Redis) -> None:
     assert records(redis) == []
 
 
+def test_a_worker_can_be_stopped_while_redis_is_away(work: Path, redis: Redis) -> None:
+    with workers(redis, work, 1, "-p", 2) as crew:
+        redis.kill()
+        crew[0].stop()  # exit code 0, and no traceback
+    redis.start()
+
+
 def test_a_host_that_does_not_see_the_source_does_no_harm(
     work: Path, src: Path, db: Path, redis: Redis
 ) -> None:
