@@ -315,6 +315,11 @@ class Transfer:
         if self._log is not None:
             self._log.close()
 
+    def __del__(self) -> None:
+        """Nobody has it any more: its files close now, not when SQLite's cycles are collected."""
+        if hasattr(self, "_receipts"):  # else it was never opened
+            self.close()
+
 
 @contextlib.contextmanager
 def _held(path: str) -> Iterator[None]:

@@ -494,4 +494,4 @@ def test_a_completed_transfer_is_let_go_of(source: Path, dest: Path) -> None:
     assert len(open_below(dest)) > before, "nothing was open: this test could not fail"
     assert in_child(job.commit) == 0
     transfers.checkpoint_due()
-    assert len(open_below(dest)) == before
+    assert len(open_below(dest)) <= before
