@@ -7,6 +7,7 @@ exponential backoff and jitter: every request is idempotent.
 from __future__ import annotations
 
 import json
+import ssl
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +94,7 @@ class Client:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10, jitter=0.5),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
             stop=tenacity.stop_after_attempt(attempts),
             reraise=True,
         )
@@ -204,15 +205,12 @@ class Client:
                 method, self.url + path, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 allow_redirects=False, **options,
             )  # fmt: skip
-        except requests.exceptions.SSLError as error:
-            raise TarLikeError(
-                f"The certificate of {self.url} is not trusted ({_root_cause(error)}): "
-                "name its CA bundle, or use --ignore-ca."
-            ) from None
         except requests.exceptions.InvalidURL:
             raise UsageError(f"{self.url} is not a URL.") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._unreachable(error) from None
+            if isinstance(_root(error), ssl.SSLCertVerificationError):
+                raise _untrusted(self.url, error) from None
+            raise self._unreachable(error) from None  # also TLS that ends in mid-body
         if response.status_code >= 300:
             raise _problem(self.url, response)
         return response
@@ -270,13 +268,24 @@ def _unreachable(url: str, error: Exception) -> Unreachable:
     )
 
 
-def _root_cause(error: BaseException) -> str:
-    """The innermost reason: what the user can do something about."""
+def _untrusted(url: str, error: Exception) -> TarLikeError:
+    return TarLikeError(
+        f"The certificate of {url} is not trusted ({_root_cause(error)}): "
+        "name its CA bundle, or use --ignore-ca."
+    )
+
+
+def _root(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__ or getattr(error, "reason", None)
         if not isinstance(inner, BaseException):
-            break
+            return error
         error = inner
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost reason: what the user can do something about."""
+    error = _root(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

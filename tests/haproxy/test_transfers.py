@@ -213,9 +213,9 @@ def test_several_receivers_directly(work: Path, src: Path, how: str) -> None:
     try:
         urls = [part for proxy in proxies for part in ("-u", proxy.url)]
         with Job("upload", "-b", src, "-db", db, *urls, "-s", BLOCK, "-p", 4, "--json") as job:
-            wait_for(
-                "two processes to have receipts",
-                lambda: writers(dst, transfer) == 2,
+            wait_for(  # which process of one proxy takes a connection is the kernel's choice
+                "receipts",
+                lambda: writers(dst, transfer) >= len(proxies),
                 unless=job.ended,
             )
             complete(job)
