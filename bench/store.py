@@ -1,0 +1,230 @@
+"""An S3 server for the benchmark: the objects are the files below a folder, read only.
+
+    python -m bench.store FOLDER PORT            folder/bucket/key
+    python -m bench.store --delay 0.02 UPSTREAM_PORT PORT
+
+It does what clients that copy need (ListObjectsV2, HEAD, ranged GET) and as little as possible
+beyond, so that the clients are measured and not the store. Signatures are not looked at; ETags
+come of size and time. With --delay it is a relay that holds back what clients send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import bisect
+import os
+import re
+import time
+from email.utils import formatdate
+from urllib.parse import parse_qs, quote, unquote
+from xml.sax.saxutils import escape
+
+PAGE = 1000
+SMALL = 256 << 10
+_RANGE = re.compile(rb"(?i)\r\nrange: bytes=(\d+)-(\d*)\r\n")
+
+
+class Objects:
+    """What is there, looked at once."""
+
+    def __init__(self, folder: str) -> None:
+        self.buckets: dict[str, list[str]] = {}
+        self.stats: dict[str, os.stat_result] = {}
+        self.folder = folder
+        for bucket in os.listdir(folder):
+            root = os.path.join(folder, bucket)
+            keys = []
+            for parent, _, names in os.walk(root):
+                for name in names:
+                    path = os.path.join(parent, name)
+                    self.stats[f"/{bucket}/{os.path.relpath(path, root)}"] = os.stat(path)
+                    keys.append(os.path.relpath(path, root))
+            self.buckets[bucket] = sorted(keys)
+
+    def page(self, bucket: str, query: dict[str, list[str]]) -> bytes:
+        """A page of ListObjectsV2."""
+        prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
+        markers = ("continuation-token", "start-after", "marker")  # the last is of ListObjects
+        after = next((query[name][0] for name in markers if name in query), "")
+        keys = self.buckets[bucket]
+        position = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
+        rows: list[str] = []
+        last, more = "", False
+        while position < len(keys) and keys[position].startswith(prefix):
+            if len(rows) >= int(query.get("max-keys", [str(PAGE)])[0]):
+                more = True
+                break
+            key = keys[position]
+            cut = key.find(delimiter, len(prefix)) if delimiter else -1
+            if cut >= 0:
+                last = key[: cut + 1] + "\U0010ffff"
+                position = bisect.bisect_right(keys, last)
+                text = quote(key[: cut + 1], safe="/")
+                rows.append(f"<CommonPrefixes><Prefix>{text}</Prefix></CommonPrefixes>")
+            else:
+                last = key
+                position += 1
+                rows.append(self._row(bucket, key))
+        names = ("NextContinuationToken", "NextMarker") if more else ()
+        token = "".join(f"<{name}>{quote(last, safe='/')}</{name}>" for name in names)
+        return (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{bucket}</Name><Prefix>{escape(quote(prefix, safe='/'))}</Prefix>"
+            f"<KeyCount>{len(rows)}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
+            f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"{token}{''.join(rows)}</ListBucketResult>"
+        ).encode()
+
+    def _row(self, bucket: str, key: str) -> str:
+        st = self.stats[f"/{bucket}/{key}"]
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(st.st_mtime))
+        return (
+            f"<Contents><Key>{quote(key, safe='/')}</Key><LastModified>{stamp}</LastModified>"
+            f"<ETag>&quot;{etag(st)}&quot;</ETag><Size>{st.st_size}</Size>"
+            "<StorageClass>STANDARD</StorageClass></Contents>"
+        )
+
+
+def etag(st: os.stat_result) -> str:
+    """Not an MD5, and not taken for one: it has a part count."""
+    return f"{st.st_mtime_ns & (1 << 64) - 1:016x}{st.st_size:016x}-9"
+
+
+class Server(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._received = b""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while b"\r\n\r\n" in self._received:
+            head, _, self._received = self._received.partition(b"\r\n\r\n")
+            self._answer(head + b"\r\n")
+
+    def _answer(self, head: bytes) -> None:
+        method, _, rest = head.partition(b" ")
+        target, _, query = rest.partition(b" ")[0].decode().partition("?")
+        path = unquote(target)
+        bucket, _, key = path[1:].partition("/")
+        if bucket in self._objects.buckets and not key:
+            body = self._objects.page(bucket, parse_qs(query))
+            self._head(200, len(body), b"Content-Type: application/xml\r\n")
+            self._transport.write(body)
+        elif path in self._objects.stats:
+            self._object(method, path, head)
+        else:
+            self._head(404, 0, b"")
+
+    def _object(self, method: bytes, path: str, head: bytes) -> None:
+        st = self._objects.stats[path]
+        start, stop, status, more = 0, st.st_size, 200, b""
+        if found := _RANGE.search(head):
+            start = int(found[1])
+            stop = min(int(found[2]) + 1 if found[2] else stop, st.st_size)
+            status = 206
+            more = b"Content-Range: bytes %d-%d/%d\r\n" % (start, stop - 1, st.st_size)
+        stamp = formatdate(st.st_mtime, usegmt=True).encode()
+        more += b'ETag: "%s"\r\nLast-Modified: %s\r\n' % (etag(st).encode(), stamp)
+        self._head(status, stop - start, more + b"Accept-Ranges: bytes\r\n")
+        if method == b"HEAD":
+            return
+        file = os.open(self._objects.folder + path, os.O_RDONLY)
+        if stop - start <= SMALL:
+            self._transport.write(os.pread(file, stop - start, start))
+            os.close(file)
+        else:
+            task = asyncio.ensure_future(self._send(file, start, stop - start))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, file: int, start: int, count: int) -> None:
+        with open(file, "rb") as handle:
+            try:
+                await asyncio.get_running_loop().sendfile(self._transport, handle, start, count)
+            except OSError:
+                self._transport.abort()
+
+    def _head(self, status: int, length: int, more: bytes) -> None:
+        self._transport.write(
+            b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nx-amz-request-id: 1\r\n%s\r\n"
+            % (status, length, more)
+        )
+
+
+class Upstream(asyncio.Protocol):
+    """The relay's connection to the store."""
+
+    def __init__(self, client: asyncio.Transport) -> None:
+        self._client = client
+
+    def data_received(self, data: bytes) -> None:
+        self._client.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.close()
+
+
+class Relay(asyncio.Protocol):
+    """A client's connection, on which what is sent is held back for a while."""
+
+    def __init__(self, port: int, seconds: float) -> None:
+        self._port = port
+        self._seconds = seconds
+        self._waiting: list[bytes] = []
+        self._upstream: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._client = transport
+        self._task = asyncio.ensure_future(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._upstream, _ = await loop.create_connection(
+            lambda: Upstream(self._client), "127.0.0.1", self._port
+        )
+        for data in self._waiting:
+            self._upstream.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        asyncio.get_running_loop().call_later(self._seconds, self._pass_on, data)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._upstream is None:
+            self._waiting.append(data)
+        else:
+            self._upstream.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._upstream is not None:
+            self._upstream.close()
+
+
+async def serve(options: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    if options.delay is not None:
+        upstream = int(options.upstream)
+        server = await loop.create_server(
+            lambda: Relay(upstream, options.delay), "127.0.0.1", options.port
+        )
+    else:
+        objects = Objects(options.upstream)
+        server = await loop.create_server(lambda: Server(objects), "127.0.0.1", options.port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--delay", type=float, help="be a relay that adds so many seconds")
+    parser.add_argument("upstream", help="folder with a folder for each bucket, or a port")
+    parser.add_argument("port", type=int)
+    asyncio.run(serve(parser.parse_args()))
