@@ -37,7 +37,14 @@ class Answer:
 class Balancer:
     """A running haproxy: its two addresses, and what a sender needs to trust it."""
 
-    def __init__(self, work: Path, ports: Sequence[int], *, config: Path = CONFIGURATION) -> None:
+    def __init__(
+        self,
+        work: Path,
+        ports: Sequence[int],
+        *,
+        config: Path = CONFIGURATION,
+        env: dict[str, str] | None = None,
+    ) -> None:
         folder = work / "haproxy"
         subprocess.run([MAKE_CERTIFICATE, folder], check=True, timeout=PATIENCE)
         self.ca = folder / "ca.pem"
@@ -45,7 +52,7 @@ class Balancer:
         self._log = (folder / "log").open("w+b")
         listeners = [_listener(), _listener()]
         self.https_port, self.http_port = (one.getsockname()[1] for one in listeners)
-        names = environment(folder / "certificate.pem", ports)
+        names = environment(folder / "certificate.pem", ports) | (env or {})
         for name, one in zip(("BIND_HTTPS", "BIND_HTTP"), listeners, strict=True):
             names[name] = f"fd@{one.fileno()}"
         self.process = subprocess.Popen(
@@ -152,7 +159,7 @@ class Seen:
 class Witness:
     """Stands where a receiver stands, says 200 to everything, and keeps what came through."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.seen: list[Seen] = []
         witness = self
 
@@ -179,7 +186,7 @@ class Witness:
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever)
