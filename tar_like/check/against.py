@@ -60,7 +60,7 @@ def check_against(
     pairs = _in_step(remote.scan(Wanted()), local.scan(Wanted()))
     for pair, hashed in hash_files(local, "md5", pairs, _to_hash, jobs=options.jobs):
         if pair.remote is None:
-            if options.extra and pair.local is not None:
+            if options.extra:
                 yield Difference(pair.path, "extra", "")
             continue
         difference = _difference(pair)
@@ -112,7 +112,7 @@ def _difference(pair: _Pair) -> Difference | None:
 
 def _to_hash(pair: _Pair) -> Piece | None:
     """The file, where the ETag looks like the MD5 of the whole."""
-    if _difference(pair) is not None or not isinstance(pair.remote, Found):
+    if not isinstance(pair.remote, Found) or _difference(pair) is not None:
         return None
     if pair.remote.kind != FILE or not _WHOLE.fullmatch(token_of(pair.remote.token).etag):
         return None
