@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import pytest
@@ -62,20 +63,24 @@ def test_many_pages_make_one_tree(s3: Store, versions: bool) -> None:
         Skipped(b"a", "unreadable", "its key is also the prefix of other keys")
     ]
     assert (s3.proxy.count("GET", "start-after") > 3) is not versions  # it was split
+    assert s3.proxy.count("GET") < 22  # no range goes on into the next
     assert scan(s3, versions=versions) == found
 
 
 @pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("in_order", [0, 5])
 def test_a_store_with_an_order_of_its_own_is_listed_in_one_go(
-    s3: Store, monkeypatch: pytest.MonkeyPatch
+    s3: Store, monkeypatch: pytest.MonkeyPatch, in_order: int
 ) -> None:
+    """Also when that shows late."""
     for name in NAMES:
         s3.put(name, name.encode())
     parsed = listing._parsed
+    pages = itertools.count()
 
     def upside_down(*args: object, **more: object) -> listing.Page:
         page = parsed(*args, **more)  # type: ignore[arg-type]
-        return page._replace(objects=page.objects[::-1])
+        return page if next(pages) < in_order else page._replace(objects=page.objects[::-1])
 
     monkeypatch.setattr(listing, "_parsed", upside_down)
     files = [one for one in scan(s3) if isinstance(one, Found) and one.kind == FILE]

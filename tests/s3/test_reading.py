@@ -11,8 +11,9 @@ import pytest
 from tar_like.codec import REASONS
 from tar_like.errors import SourceUnusable
 from tar_like.layout import FILE, Piece
-from tar_like.source import Found, Source, Wanted
+from tar_like.source import Found, Source, Wanted, bucket
 from tar_like.source.fetch import PART
+from tar_like.source.retry import SERVER, THROTTLED, Kind
 from tests.s3.conftest import Store
 from tests.s3.faults import Rule
 
@@ -64,8 +65,10 @@ def test_only_the_rest_is_asked_for_again(s3: Store) -> None:
     wanted = [*whole(source).values()]
     s3.proxy.rules.append(Rule("truncate", key="/tree/b", after=5000, times=1))
     assert read(source, wanted) == (FILES[b"b"], {})
-    ranges = [one.headers["range"] for one in s3.proxy.seen if "range" in one.headers]
-    assert ranges == ["bytes=0-8999", "bytes=5000-8999"]
+    asked = [one.headers for one in s3.proxy.seen if "range" in one.headers]
+    assert [one["range"] for one in asked] == ["bytes=0-8999", "bytes=5000-8999"]
+    etag = f'"{wanted[0].token.decode()}"'
+    assert [one["if-match"] for one in asked] == [etag, etag]
     source.close()
 
 
@@ -77,6 +80,19 @@ def test_what_passes_is_waited_for(s3: Store, kind: str) -> None:
     s3.proxy.rules.append(rule := Rule(kind, key="/tree/b", times=2))
     assert read(source, wanted) == (EVERYTHING, {})
     assert rule.hits == 2
+    source.close()
+
+
+def test_a_store_that_asks_to_slow_down_is_given_more_time_than_one_that_fails(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(s3)
+    source = s3.source()
+    wanted = [*whole(source).values()]
+    monkeypatch.setattr(bucket, "THROTTLED", Kind("hasty", THROTTLED.attempts, 0.001))
+    s3.proxy.rules.append(Rule("slow_down", key="/tree/b", times=THROTTLED.attempts - 1))
+    assert read(source, wanted) == (EVERYTHING, {})
+    assert THROTTLED.attempts > SERVER.attempts
     source.close()
 
 
