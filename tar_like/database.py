@@ -10,6 +10,9 @@ import os
 import sqlite3
 from urllib.parse import quote
 
+DatabaseError = sqlite3.Error
+"""What any of these connections may raise."""
+
 
 def uri(path: str, mode: str) -> str:
     """A path as SQLite's URI; ``mode`` is ``ro`` (and immutable), ``rw`` or ``rwc``."""

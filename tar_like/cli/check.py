@@ -75,6 +75,8 @@ def run(options: argparse.Namespace, output: Output) -> int:
         byte_range=byte_range,
     )
     with Index(options.db) as index:
+        if byte_range is not None and byte_range[0] >= max(1, index.length):
+            raise UsageError(f"There is no block {first}: the archive has {index.length} bytes.")
         for item in check(index, source, options.base, wanted):
             if not isinstance(item, Difference):
                 checked += 1
@@ -101,7 +103,7 @@ def _against(options: argparse.Namespace, output: Output) -> int:
     """Compare with a bucket."""
     from tar_like.check import CheckOptions, Difference, check_against
     from tar_like.cli.s3 import s3_settings
-    from tar_like.errors import DIFFERENT, OK, shown
+    from tar_like.errors import DIFFERENT, OK, UsageError, shown
     from tar_like.source import open_source
     from tar_like.source.s3 import S3Source
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from tar_like import __version__, config
 from tar_like.cli.output import Output
+from tar_like.database import DatabaseError
 from tar_like.errors import FAILURE, INTERRUPTED, TarLikeError, UsageError, cause
 
 COMMANDS = ("sync", "index", "proxy", "upload", "check", "worker", "status", "limit")
@@ -53,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
+    except DatabaseError as error:
+        output.error(
+            f"An SQLite file is damaged or cannot be used ({error}): make it again with -c."
+        )
+        return output.finish({}, FAILURE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         output.error(f"{name}{cause(error)}.")
@@ -65,6 +72,7 @@ def _run(words: list[str], output: Output) -> int:
     if options.command is None:
         raise UsageError(f"Name a command: {', '.join(COMMANDS)} (see 'tar-like --help').")
     output.command = options.command
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: tidily
     return int(import_module(f"tar_like.cli.{options.command}").run(options, output))
 
 

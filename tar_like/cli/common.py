@@ -150,7 +150,8 @@ def report_upload(summary: Any, output: Output) -> int:
         output.error("Not complete: run the same command again to go on.")
     elif summary.state == "complete":
         output.say(
-            f"Complete and verified: {size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
+            f"{'Complete and verified' if not summary.failures else 'All others are in place'}: "
+            f"{size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
             f"{size(summary.wire_bytes)} on the wire, {output.seconds:.1f} s."
         )
     else:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
-from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
+from tar_like.errors import UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions
     from tar_like.upload.dispatch import UploadOptions
 
+_LOOKS_REMOTE = re.compile(r"https?[:/]|[\w.-]+:\d+(/|$)|[\w.-]+@[\w.-]+:")
+"""A target that means another host, but is no URL."""
 HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
 One command: scan SRC (a folder, or s3://bucket/prefix), send what TARGET lacks, commit. TARGET is
@@ -70,7 +74,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
         open_source(options.source, upload.s3).close()
         return _sync(options, build, upload, output)
-    if options.target.startswith(("http:", "https:", "http/", "https/")):
+    if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     open_source(options.source, upload.s3).close()
     if options.detach or (options.redis and options.redis != settings.redis_url):
@@ -91,15 +95,18 @@ def _sync_to_folder(
         destination=options.target, processes=min(upload.processes, cores), jobs=cores
     )
     with Receiver(serving) as receiver:
-        code = _sync(options, build, replace(upload, urls=tuple(receiver.urls)), output)
-        if code in (OK, SOURCE_TROUBLE):
-            receiver.drop_abandoned()
-        return code
+        upload = replace(upload, urls=tuple(receiver.urls))
+        return _sync(options, build, upload, output, receiver.drop_superseded)
 
 
 def _sync(
-    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output
+    options: argparse.Namespace,
+    build: BuildOptions,
+    upload: UploadOptions,
+    output: Output,
+    scanned: Callable[[str, str], None] = lambda _source, _id: None,
 ) -> int:
+    """``scanned`` is told the source and the index's id before anything is sent."""
     from tar_like.cli import fanout
     from tar_like.cli.common import say_scanned
     from tar_like.index import build_index
@@ -112,6 +119,7 @@ def _sync(
         source = open_source(options.source, upload.s3)
         try:
             found = build_index(source, index_path, _as_kept(build, index_path))
+            scanned(source.url, found.id)
         finally:
             source.close()
         say_scanned(found, output)

@@ -44,6 +44,16 @@ class Index:
         return self._meta["hash"]
 
     @property
+    def length(self) -> int:
+        """Bytes of the virtual archive of the whole tree, padding included."""
+        return int(self._meta["length"])
+
+    @property
+    def source(self) -> str:
+        """The folder or URL that was scanned, as text; nothing to rely on."""
+        return self._meta.get("source", "")
+
+    @property
     def entry_count(self) -> int:
         """How many entries there are, the root included."""
         return int(self._meta["entries"])

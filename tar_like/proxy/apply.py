@@ -71,9 +71,16 @@ class Applier:
             try:
                 if entry.path:
                     self._make_directory(entry)
+                else:
+                    self._open_root()
             except OSError as error:
                 failures.append(_failed(entry, error))
         return failures
+
+    def _open_root(self) -> None:
+        mode = os.stat(self._walker.root).st_mode
+        if mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{self._walker.root}", stat.S_IMODE(mode) | 0o700)
 
     def _make_directory(self, entry: Entry) -> None:
         parent, name = self._walker.split(entry.path)
@@ -162,7 +169,7 @@ class Applier:
                     os.close(fd)
                 return
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
                 raise
         fd = self._staging.create(entry.id)
         try:
@@ -176,9 +183,9 @@ class Applier:
         """A file whose content is in place: its metadata may have changed."""
         parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        touched_by_us = st.st_mtime_ns == entry.mtime  # before a crash
-        untouched = st.st_ctime_ns == kept.ctime or touched_by_us
-        if st.st_ino != kept.ino or st.st_size != entry.size or not untouched:
+        same = st.st_ino == kept.ino and st.st_size == entry.size
+        # Another ctime: touched by us before a crash, or by somebody else. The content tells.
+        if not same or (st.st_ctime_ns != kept.ctime and not self._holds(name, parent, kept)):
             raise _Refused("was changed in the destination during the transfer: run it again")
         if not self._metadata.matches(entry, st) or self._index.xattr_names:
             fd = os.open(name, _READ, dir_fd=parent)
@@ -188,6 +195,15 @@ class Applier:
             finally:
                 os.close(fd)
         return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
+
+    def _holds(self, name: bytes, parent: int, kept: Landed) -> bool:
+        """Whether a kept file still has its content, by reading it."""
+        hasher = digest.hasher(self._algorithm)
+        fd = os.open(name, _READ, dir_fd=parent)
+        with open(fd, "rb", buffering=0) as file:
+            while data := file.read(1 << 20):
+                hasher.update(data)
+        return hasher.digest() == kept.digest
 
     def _apply_symlink(self, entry: Entry) -> None:
         parent, name = self._walker.split(entry.path)

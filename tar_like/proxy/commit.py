@@ -20,7 +20,7 @@ import sqlite3
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ RANGE = 4096
 """Entries that are put in place as one task."""
 INLINE = 2000
 """Transfers of fewer entries are committed in one process."""
+OUTCOME_ROOM = "outcome.tmp"
+OUTCOME_SIZE = 4096
 VERIFIED = "CREATE TABLE verified (entry_id INTEGER PRIMARY KEY, digest BLOB NOT NULL)"
 
 
@@ -77,6 +79,7 @@ def run_commit(root: str, transfer_id: str, token: str, jobs: int) -> None:
     try:
         turn = os.open(os.path.join(destination.home, "commit.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(turn, fcntl.LOCK_EX)
+        _keep_room(path)
         outcome = _attempt(destination, transfer_id, jobs)
         if outcome is not None:
             _write_outcome(path, replace(outcome, token=token))
@@ -104,6 +107,9 @@ def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome |
         return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
     except sqlite3.Error as error:
         return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+    except BrokenExecutor:
+        text = "A process of the commit was killed, for want of memory maybe: run it again."
+        return Outcome(token="", error=text)
     except Exception as error:  # noqa: BLE001 the last resort of a process: say so, on both sides
         traceback.print_exc()
         text = f"The commit failed unexpectedly ({type(error).__name__}): see the receiver's log."
@@ -111,10 +117,20 @@ def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome |
 
 
 def _write_outcome(path: str, outcome: Outcome) -> None:
-    temporary = os.path.join(path, "outcome.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(asdict(outcome), file)
+    temporary = os.path.join(path, OUTCOME_ROOM)
+    with open(temporary, "r+b" if os.path.exists(temporary) else "wb") as file:
+        file.write(json.dumps(asdict(outcome)).encode().ljust(OUTCOME_SIZE))
     os.replace(temporary, os.path.join(path, "outcome.json"))
+
+
+def _keep_room(path: str) -> None:
+    """See that there is room for an outcome, so that a full disk can be reported."""
+    last, room = os.path.join(path, "outcome.json"), os.path.join(path, OUTCOME_ROOM)
+    if os.path.exists(last):
+        os.replace(last, room)
+    elif not os.path.exists(room):
+        with open(room, "wb") as file:
+            file.write(b" " * OUTCOME_SIZE)
 
 
 class _Commit:

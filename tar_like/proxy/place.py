@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 
 from tar_like.errors import NotFound, TarLikeError, UsageError, cause
 from tar_like.wire import Status
@@ -36,16 +37,32 @@ class Destination:
         """Make the folders. Raises TarLikeError when the destination cannot be used."""
         try:
             os.makedirs(self.root, exist_ok=True)
-            if os.path.islink(self.home):
-                raise UsageError(f"{self.home} is a symlink; remove it.")
+            self._own(self.home)
             for name in ("transfers", "completed", "tmp"):
-                os.makedirs(os.path.join(self.home, name), mode=0o700, exist_ok=True)
+                self._own(os.path.join(self.home, name))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
         except OSError as error:
             raise TarLikeError(
                 f"The destination {self.root} cannot be used: {cause(error)}."
             ) from None
+
+    @staticmethod
+    def _own(path: str) -> None:
+        """Make a folder of ours, or see that it is one. Raises UsageError, OSError.
+
+        What is in it is removed without asking, so it must be no symlink to elsewhere, nor, for
+        root, in the hands of another user.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        st = os.lstat(path)
+        if not stat.S_ISDIR(st.st_mode):
+            raise UsageError(f"{path} is not a folder of tar-like's own: remove it.")
+        if st.st_uid != os.geteuid() and os.geteuid() == 0:
+            raise UsageError(
+                f"{path} belongs to another user: run as that user, or remove it if it is not needed."
+            )
 
     def lock(self, *, exclusive: bool) -> int:
         """Hold the destination until the returned fd is closed. Raises TarLikeError if taken."""

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tar_like.errors import TarLikeError, UsageError, cause
+from tar_like.errors import IndexInvalid, TarLikeError, UsageError, cause
+from tar_like.index import Index
 from tar_like.process import die_with_parent
 from tar_like.proxy.place import Destination
 
@@ -43,6 +44,15 @@ class ServerOptions:
     """Processes of a commit."""
 
 
+def index_source(path: str) -> str | None:
+    """Where the tree of a transfer came from; None when its index cannot be read."""
+    try:
+        with Index(os.path.join(path, "index.db")) as index:
+            return index.source
+    except IndexInvalid:
+        return None
+
+
 class Receiver:
     """A supervisor in a child process, for the duration of one run."""
 
@@ -62,20 +72,23 @@ class Receiver:
         for one in sockets:
             one.close()
 
-    def drop_abandoned(self) -> None:
-        """Remove the staging of transfers that nobody will finish.
+    def drop_superseded(self, source: str, transfer_id: str) -> None:
+        """Remove what earlier runs of the same source staged, which has changed since.
 
-        Nobody else serves this destination, so what is left once a run is complete was given up:
-        a run of a tree that has changed since.
+        Nobody else serves this destination, and nothing can use what they staged; it would only
+        hold the room that this run needs. Transfers of other sources are left alone.
         """
-        for transfer_id in self._destination.transfers():
-            self._destination.discard(self._destination.transfer(transfer_id))
+        for other in self._destination.transfers():
+            path = self._destination.transfer(other)
+            if other != transfer_id and index_source(path) in (source, None):
+                self._destination.discard(path)
 
     def close(self) -> None:
         """Stop it and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGTERM)
             os.waitpid(self._pid, 0)
+        self._destination.sweep()
         os.close(self._lock)
 
     def __enter__(self) -> Receiver:

@@ -340,6 +340,8 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     validate(os.path.join(folder, "index.db"), transfer_id)
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
+    with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
+        room.write(b" " * 4096)  # so that a commit can say that the disk is full
     with contextlib.suppress(OSError):  # another process was first, with the same index
         durable.sync_directory(folder)
         os.rename(folder, destination.transfer(transfer_id))

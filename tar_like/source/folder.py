@@ -146,7 +146,9 @@ class FolderSource:
                 target, mode = os.readlink(name, dir_fd=parent), 0o777
             xattrs = _xattrs(name, parent, wanted) if wanted.xattrs or wanted.acls else ()
         except FileNotFoundError:
-            return None  # gone since it was listed: not part of the tree any more
+            # Renamed, maybe, to a name that was passed already: to leave it out in silence would
+            # be to claim that the tree is complete.
+            return Skipped(path, "unreadable", "vanished during the scan")
         except OSError as error:
             return Skipped(path, "unreadable", cause(error))
         if not -_SIGN <= st.st_mtime_ns < _SIGN or not -_SIGN <= st.st_ctime_ns < _SIGN:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tar_like import digest
 from tar_like.codec import Omission
+from tar_like.errors import TarLikeError
 from tar_like.layout import Piece
 from tar_like.process import start_pool_worker
 from tar_like.source.contract import Source
@@ -50,13 +51,26 @@ def hash_files(
         for batch in _batches(items, file_of):
             yield from _joined(batch, hasher(batch.files))
         return
+    from concurrent.futures import BrokenExecutor
+
+    try:
+        yield from _on_processes(hasher, _batches(items, file_of), jobs)
+    except BrokenExecutor:
+        raise TarLikeError(
+            "A hashing process was killed, for want of memory maybe: run it again."
+        ) from None
+
+
+def _on_processes(
+    hasher: _BatchHasher, batches: Iterator[_Batch], jobs: int
+) -> Iterator[tuple[Any, Hashed | None]]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("fork"), _start_worker, (hasher, os.getpid())
     ) as pool:
-        yield from _windowed(pool, _batches(items, file_of))
+        yield from _windowed(pool, batches)
 
 
 class _Batch(NamedTuple):

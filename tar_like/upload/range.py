@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tar_like.codec import REASONS
-from tar_like.errors import Conflict, SourceUnusable, TarLikeError, Unreachable, shown
+from tar_like.errors import Conflict, NotFound, SourceUnusable, TarLikeError, Unreachable, shown
 from tar_like.layout import Piece
 from tar_like.plan import Plan
 from tar_like.source import Source
 from tar_like.upload.block import BlockMaker, Compressor, Made
 from tar_like.upload.client import Client
+from tar_like.wire import COMPLETE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,14 @@ class RangeSender:
         except Conflict:
             # It arrived before with other bytes; the receiver has marked the files concerned.
             return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
+        except NotFound as error:
+            # Another sender of the same tree may have had it completed meanwhile.
+            status = self._client.status(self._plan.index_id)
+            if status is not None and status.state == COMPLETE:
+                return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
+            return BlockOutcome(block_no=block_no, error=str(error), fatal=True)
         except TarLikeError as error:
-            fatal = isinstance(error, Unreachable) or error.http_status in (404, 507)
+            fatal = isinstance(error, Unreachable) or error.http_status == 507
             return BlockOutcome(block_no=block_no, error=str(error), fatal=fatal, retry=error.retry)
         self._compressor.sent(made.raw)
         return BlockOutcome(
