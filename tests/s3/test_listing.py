@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tar_like.errors import SourceUnusable, UsageError
 from tar_like.layout import FILE, sort_key
@@ -67,25 +68,37 @@ def test_many_pages_make_one_tree(s3: Store, versions: bool) -> None:
     assert scan(s3, versions=versions) == found
 
 
-@pytest.mark.usefixtures("small_pages")
-@pytest.mark.parametrize("in_order", [0, 5])
-def test_a_store_with_an_order_of_its_own_is_listed_in_one_go(
-    s3: Store, monkeypatch: pytest.MonkeyPatch, in_order: int
-) -> None:
-    """Also when that shows late."""
-    for name in NAMES:
-        s3.put(name, name.encode())
-    parsed = listing._parsed
-    pages = itertools.count()
+class OwnOrder(listing.Lister):
+    """Lists keys as a store does that knows no difference between large and small letters."""
 
-    def upside_down(*args: object, **more: object) -> listing.Page:
-        page = parsed(*args, **more)  # type: ignore[arg-type]
-        return page if next(pages) < in_order else page._replace(objects=page.objects[::-1])
+    def __init__(self, keys: list[str]) -> None:
+        self._versions = False
+        self.keys = sorted(keys, key=str.casefold)
 
-    monkeypatch.setattr(listing, "_parsed", upside_down)
-    files = [one for one in scan(s3) if isinstance(one, Found) and one.kind == FILE]
-    assert {one.path for one in files} == FILES
-    assert len(files) == len(FILES)
+    def page(
+        self, prefix: str, following: listing.Query | None = None, *, delimited: bool = False
+    ) -> listing.Page:
+        if delimited:
+            below = {key.partition("/")[0] + "/" for key in self.keys if "/" in key}
+            return listing.Page([], sorted(below) if not prefix else [], [])
+        after = following[0][1] if following else ""
+        rest = [key for key in self.keys if key.casefold() > after.casefold()]
+        objects = [listing.Object(key, 1, 1, "etag", "", "") for key in rest[:7]]
+        return listing.Page(objects, [], [("start-after", rest[6])] if len(rest) > 7 else [])
+
+
+TEXTS = st.lists(
+    st.text("abAB/", min_size=1, max_size=4), min_size=8, max_size=60, unique_by=str.casefold
+)
+
+
+@settings(max_examples=500)
+@given(TEXTS)
+def test_a_store_with_an_order_of_its_own_is_listed_whole(keys: list[str]) -> None:
+    lister = OwnOrder(keys)
+    found: list[str] = []
+    lister.run("", lambda objects: found.extend(one.key for one in objects))
+    assert sorted(set(found)) == sorted(keys)
 
 
 def test_a_small_prefix_costs_one_request(s3: Store) -> None:
