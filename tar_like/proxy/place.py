@@ -60,9 +60,7 @@ class Destination:
         if not stat.S_ISDIR(st.st_mode):
             raise UsageError(f"{path} is not a folder of tar-like's own: remove it.")
         if st.st_uid != os.geteuid() and os.geteuid() == 0:
-            raise UsageError(
-                f"{path} belongs to another user: run as that user, or remove it if it is not needed."
-            )
+            raise UsageError(f"{path} belongs to another user: run as that user, or remove it.")
 
     def lock(self, *, exclusive: bool) -> int:
         """Hold the destination until the returned fd is closed. Raises TarLikeError if taken."""

@@ -425,3 +425,10 @@ def test_a_full_disk_under_the_index(work: Path, small_disk: Path) -> None:
     run("index", "-b", src, "-db", small_disk / "db", codes=(1,)).sentence("space", "full")
     (small_disk / "ballast").unlink()
     assert index(src, small_disk / "db")["files"] == 1000
+
+
+@pytest.mark.parametrize("target", ["localhost:8000/tar", "user@host:/data", "host:8000"])
+def test_a_target_that_means_another_host_is_no_folder(work: Path, src: Path, target: str) -> None:
+    before = sorted(work.iterdir())
+    run("sync", src, target, codes=(2,), cwd=work).sentence("URL")
+    assert sorted(work.iterdir()) == before

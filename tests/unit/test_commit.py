@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tar_like.errors import NotFound
+from tar_like.errors import NotFound, UsageError
 from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.place import Destination
 from tar_like.wire import Status
 from tests import trees
 from tests.unit.receiver import Job, in_child, sync
@@ -459,3 +460,36 @@ def test_a_status_at_the_moment_of_completion_is_not_open(source: Path, dest: Pa
     with pytest.raises(NotFound):
         job.transfer.status()
     job.close()
+
+
+@pytest.mark.parametrize("name", ["", "tmp", "transfers", "completed"])
+def test_a_planted_symlink_in_the_receivers_own_folder_is_refused(
+    source: Path, dest: Path, work: Path, name: str
+) -> None:
+    """What lies there is removed without asking: it must not lead elsewhere."""
+    (work / "victim/precious").mkdir(parents=True)
+    planted = dest / ".tar_like" / name
+    planted.parent.mkdir(parents=True)
+    planted.symlink_to(work / "victim")
+    with pytest.raises(UsageError):
+        Destination(str(dest)).prepare()
+    assert (work / "victim/precious").is_dir()
+
+
+def test_a_kept_file_that_was_changed_behind_our_back_is_not_called_verified(
+    source: Path, dest: Path
+) -> None:
+    assert sync(source, dest) == {}
+    (source / "new").write_text("new")
+    job = Job(source, dest)
+    job.send()
+    kept = dest / "d/e/large"
+    before = kept.stat()
+    kept.write_bytes(bytes(before.st_size))
+    os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))
+    report = job.commit()
+    assert isinstance(report, Status)
+    assert [failure.path for failure in report.failures] == ["d/e/large"]
+    job.close()
+    assert sync(source, dest) == {}
+    assert_same(source, dest)

@@ -229,3 +229,17 @@ def test_a_time_that_no_index_can_hold_is_named(work: Path) -> None:
     (skipped,) = [found for found in source.scan(Wanted()) if isinstance(found, Skipped)]
     source.close()
     assert (skipped.path, skipped.kind) == (b"far", "unreadable")
+
+
+def test_a_name_that_goes_during_the_scan_is_named(work: Path) -> None:
+    """It may have been renamed to a name that was passed already."""
+    (work / "a").touch()
+    (work / "b").touch()
+    source = FolderSource(str(work))
+    found = source.scan(Wanted())
+    assert [next(found).path, next(found).path] == [b"", b"a"]
+    (work / "b").unlink()
+    (gone,) = found
+    source.close()
+    assert isinstance(gone, Skipped)
+    assert (gone.path, gone.kind) == (b"b", "unreadable")
