@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from tar_like.codec import Omission
 from tar_like.layout import Piece
@@ -84,3 +84,14 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give up file descriptors and connections."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that waits for others, and can do so while something else is done."""
+
+    def ahead(self, pieces: Sequence[Piece]) -> None:
+        """Begin to read what is probably wanted next; the next ``read`` of just these is faster.
+
+        A hint: it changes nothing of what any ``read`` gives. Raises nothing for what files do.
+        """

@@ -12,7 +12,7 @@ import http.client
 import re
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
@@ -68,6 +68,28 @@ class _Part:
         self.into = into
 
 
+class _Fetching(NamedTuple):
+    """Pieces that threads are fetching."""
+
+    pieces: tuple[Piece, ...]
+    parts: deque[_Part]
+    """Those that no thread has begun with."""
+    reasons: dict[int, int]
+    """Why pieces are omitted, by their number."""
+    running: list[Future[None]]
+
+    def wait(self) -> None:
+        """Until all is there. Raises SourceUnusable."""
+        failures = [failure for one in self.running if (failure := one.exception()) is not None]
+        if failures:
+            raise failures[0]
+
+    def drop(self) -> None:
+        """Let what has begun end, and begin with no more."""
+        self.parts.clear()
+        wait(self.running)
+
+
 class Fetcher:
     """Reads pieces of one bucket. One a process; called by one thread."""
 
@@ -77,16 +99,37 @@ class Fetcher:
         self._connections = connections
         self._threads: ThreadPoolExecutor | None = None
         self._pins: dict[bytes, str] = {}
+        self._spare = memoryview(b"")
+        self._coming: _Fetching | None = None
 
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         """See Source.read."""
-        reasons: dict[int, int] = {}
-        parts = deque(self._parts(pieces, into, reasons))
-        self._fetch_all(parts, reasons)
-        return _compacted(pieces, into, reasons)
+        coming, self._coming = self._coming, None
+        if coming is not None and coming.pieces == tuple(pieces):
+            coming.wait()
+            reading = _compacted(pieces, self._spare, coming.reasons)
+            into[: reading.length] = self._spare[: reading.length]
+            return reading
+        if coming is not None:
+            coming.drop()
+        fetching = self._begin(pieces, into)
+        fetching.wait()
+        return _compacted(pieces, into, fetching.reasons)
+
+    def ahead(self, pieces: Sequence[Piece]) -> None:
+        """See ReadsAhead.ahead."""
+        if self._coming is not None:
+            self._coming.drop()
+        length = sum(piece.stop - piece.start for piece in pieces)
+        if length > len(self._spare):
+            self._spare = memoryview(bytearray(length))
+        self._coming = self._begin(pieces, self._spare)
 
     def close(self) -> None:
         """End the threads."""
+        if self._coming is not None:
+            self._coming.drop()
+            self._coming = None
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -111,17 +154,15 @@ class Fetcher:
             position += length
         return parts
 
-    def _fetch_all(self, parts: deque[_Part], reasons: dict[int, int]) -> None:
-        count = min(len(parts), self._connections)
-        if count < 2:
-            self._drain(parts, reasons)
-            return
+    def _begin(self, pieces: Sequence[Piece], into: memoryview) -> _Fetching:
+        """Have the pieces fetched by the threads."""
+        reasons: dict[int, int] = {}
+        parts = deque(self._parts(pieces, into, reasons))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._connections, "fetch")
+        count = min(len(parts), self._connections)
         running = [self._threads.submit(self._drain, parts, reasons) for _ in range(count)]
-        failures = [failure for one in running if (failure := one.exception()) is not None]
-        if failures:
-            raise failures[0]
+        return _Fetching(tuple(pieces), parts, reasons, running)
 
     def _drain(self, parts: deque[_Part], reasons: dict[int, int]) -> None:
         """Fetch until no part is left. Runs in several threads."""

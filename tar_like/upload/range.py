@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 from tar_like.codec import REASONS
 from tar_like.errors import Conflict, NotFound, SourceUnusable, TarLikeError, Unreachable, shown
 from tar_like.layout import Piece
 from tar_like.plan import Plan
-from tar_like.source import Source
+from tar_like.source import ReadsAhead, Source
 from tar_like.upload.block import BlockMaker, Compressor, Made
 from tar_like.upload.client import Client
 from tar_like.wire import COMPLETE
@@ -52,20 +53,23 @@ class RangeSender:
         self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[BlockOutcome]:
         """Send blocks in order, until one is fatal or ``stop()`` is true between two."""
-        for block_no in blocks:
+        for block_no, following in pairwise(chain(blocks, (None,))):
             if stop():
                 return
-            outcome = self._send_one(block_no)
+            assert block_no is not None
+            outcome = self._send_one(block_no, following)
             yield outcome
             if outcome.fatal:
                 return
 
-    def _send_one(self, block_no: int) -> BlockOutcome:
+    def _send_one(self, block_no: int, following: int | None) -> BlockOutcome:
         pieces = self._plan.pieces(block_no)
         try:
             made = self._maker.make(pieces, self._compressor)
         except SourceUnusable as error:
             return BlockOutcome(block_no=block_no, error=str(error), fatal=True, retry=error.retry)
+        if following is not None and isinstance(self._source, ReadsAhead):
+            self._source.ahead(self._plan.pieces(following))
         troubles = tuple(_troubles(pieces, made))
         try:
             new = self._client.put_block(

@@ -265,3 +265,42 @@ def test_a_version_is_read_whatever_is_written_meanwhile(s3: Store) -> None:
     s3.remove(b"z")
     assert read(source, [*wanted.values()]) == (EVERYTHING, {})
     source.close()
+
+
+@pytest.mark.parametrize("guess", ["right", "wrong", "part", "again"])
+def test_reading_ahead_changes_nothing_but_the_time(s3: Store, guess: str) -> None:
+    fill(s3)
+    source = s3.source()
+    wanted = [*whole(source).values()]
+    s3.remove(b"b")
+    guesses = {"right": wanted, "wrong": wanted[::-1], "part": wanted[1:], "again": wanted}
+    source.ahead(guesses[guess])
+    if guess == "again":
+        source.ahead(wanted)
+    rest = FILES[b"a"] + LARGE + FILES[b"z"]
+    assert read(source, wanted) == (rest, {b"b": "vanished"})
+    assert read(source, wanted) == (rest, {b"b": "vanished"})
+    source.ahead(wanted)
+    source.close()
+
+
+def test_what_was_read_ahead_is_not_read_again(s3: Store) -> None:
+    fill(s3)
+    source = s3.source()
+    wanted = [*whole(source).values()]
+    source.ahead(wanted)
+    assert read(source, wanted) == (EVERYTHING, {})
+    assert s3.proxy.count("GET", "/tree/") == 7
+    source.close()
+
+
+def test_a_store_that_is_gone_is_told_by_the_read_that_follows(s3: Store) -> None:
+    fill(s3)
+    source = s3.source()
+    wanted = [*whole(source).values()]
+    source.close()
+    gone = s3.source(endpoint="http://127.0.0.1:1")
+    gone.ahead(wanted)
+    with pytest.raises(SourceUnusable, match="cannot be reached"):
+        read(gone, wanted)
+    gone.close()
