@@ -197,13 +197,13 @@ class _Builder:
             elif found.kind == FILE:
                 if hashed and not has_hash:
                     return found
-                if found.links > 1:
-                    self._first_name(found, summary.entries)
                 summary.files += 1
                 if found.size:
                     summary.bytes += found.size
                     self._cursor = offset + found.size
                 summary.reused += hashed
+            if found.links > 1:
+                self._first_name(found, summary.entries)
             summary.entries += 1
         return None
 

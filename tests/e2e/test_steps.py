@@ -401,3 +401,15 @@ def test_sync_brings_a_kept_index_up_to_date_with_its_hashes(work: Path, small: 
     (small / "new").write_bytes(b"new")
     run("sync", small, work / "dst", "-db", db)
     run("check", "-b", work / "dst", "-db", db, "--extra", "--metadata")
+
+
+def test_links_between_symlinks_stay_links_when_the_index_is_made_again(
+    work: Path, small: Path
+) -> None:
+    (small / "l1").symlink_to("target")
+    os.link(small / "l1", small / "l2", follow_symlinks=False)
+    first = index(small, work / "db")["id"]
+    assert index(small, work / "db")["id"] == first
+    (small / "zz").write_bytes(b"behind them, so that the rows before are taken over")
+    again = index(small, work / "db")["id"]
+    assert again == index(small, work / "afresh")["id"]
