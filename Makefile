@@ -79,6 +79,10 @@ bench: install ## Measure against rsync, tar, cp and the fan-out peers (ARGS=…
 	@bench/setup
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: chaos
+chaos: install servers ## The long proofs by fault (ARGS='NAME --count N --seed S' for one; as root)
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: fanout
 fanout: install servers ## Measure the fan-out over 1 to 8 hosts and what dying costs (ARGS=--write; as root)
 	@$(BIN)/python -m bench.fanout $(ARGS)
