@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,13 +88,28 @@ class Balancer:
         finally:
             connection.close()
 
+    def get(self, path: str) -> Answer:
+        """GET as senders do it: again, when the connection ends without an answer.
+
+        haproxy ends it so, whatever retry-on says, for a request whose connection to a receiver
+        is still being made when that one is taken out (on-marked-down shutdown-sessions).
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.request("GET", path)
+            except ConnectionError:
+                assert self.process.poll() is None, self.log()
+                if time.monotonic() > end:
+                    raise
+
     def _connection(self, *, tls: bool) -> http.client.HTTPConnection:
         if tls:
             context = ssl.create_default_context(cafile=str(self.ca))
             return http.client.HTTPSConnection(
-                "127.0.0.1", self.https_port, context=context, timeout=30
+                "127.0.0.1", self.https_port, context=context, timeout=PATIENCE
             )
-        return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=PATIENCE)
 
     def log(self) -> str:
         """What haproxy has said so far."""
@@ -104,8 +120,7 @@ class Balancer:
         """Until /healthz answers so: 200 with a receiver behind it, 503 without."""
 
         def answers() -> bool:
-            assert self.process.poll() is None, self.log()
-            return self.request("GET", "/healthz").status == status
+            return self.get("/healthz").status == status
 
         wait_for(f"/healthz to answer {status}", answers, seconds=seconds)
 

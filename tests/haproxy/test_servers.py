@@ -119,7 +119,7 @@ def test_receivers_found_by_a_name(work: Path) -> None:
         with names, Balancer(work, [], config=config, env=env) as balancer:
 
             def both() -> bool:
-                assert balancer.request("GET", "/tar").status == 200
+                assert balancer.get("/tar").status == 200
                 return bool(one.seen and two.seen)
 
             wait_for("both to be asked", both)
@@ -127,10 +127,7 @@ def test_receivers_found_by_a_name(work: Path) -> None:
 
             def the_other() -> bool:
                 one.seen.clear()
-                return (
-                    all(balancer.request("GET", "/tar").status == 200 for _ in range(8))
-                    and not one.seen
-                )
+                return all(balancer.get("/tar").status == 200 for _ in range(8)) and not one.seen
 
             wait_for("the one without a name to be left", the_other)
 
