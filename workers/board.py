@@ -42,12 +42,13 @@ class Board:
         """A job's id."""
         return f"{self._prefix}{nonce}-{number}"
 
-    def put(self, job_id: str, order: Order) -> None:
-        """Enqueue an order."""
+    def put(self, job_id: str, order: Order, *, at_front: bool) -> None:
+        """Enqueue an order, last of all or as the next one."""
         self._queue.enqueue_call(
             FUNCTION,
             kwargs=order.to_json(),
             job_id=job_id,
+            at_front=at_front,
             timeout=TIMEOUT,
             result_ttl=RESULT_TTL,
             failure_ttl=RESULT_TTL,

@@ -20,6 +20,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tar_like.layout import runs
 from tar_like.plan import Plan
 from tar_like.upload.dispatch import Progress, Sending, UploadOptions
 from tar_like.upload.range import BlockOutcome
@@ -70,7 +71,7 @@ class Lead:
     def __init__(
         self, options: UploadOptions, sending: Sending, plan: Plan, *,
         connection: Redis, redis_url: str, news: News, receivers: Receivers,
-        progress: Progress, stopped: Callable[[], bool],
+        progress: Progress, stopped: Callable[[], bool], limit: int,
     ) -> None:  # fmt: skip
         self._options = options
         self._sending = sending
@@ -96,7 +97,8 @@ class Lead:
         self._fatal = ""
         self._failure = ""
         self._failed_since = 0.0
-        self._limit = options.limit
+        self.limit = limit
+        """Bytes a second of all workers together, as last set or changed; 0 is none."""
         self._looked = 0.0
         self._seen = b""
         """The receiver's bitmap at the last look."""
@@ -151,6 +153,7 @@ class Lead:
     def _begin(self, workers: list[WorkerRecord]) -> None:
         """Clear what an earlier command left in the queue; keep what workers are at."""
         self._board.clear()
+        set_limit(self._connection, self._sending.transfer, self.limit)
         taken: set[int] = set()
         for record in workers:
             fits = 0 <= record.first < record.stop <= self._plan.block_count
@@ -161,6 +164,7 @@ class Lead:
 
     def _settle(self, workers: list[WorkerRecord]) -> None:
         """Take the reports of ranges that have ended, and take ranges from the dead."""
+        assert self._ranges is not None
         if not self._out:
             return
         claims = {record.job: record for record in workers if record.job}
@@ -177,7 +181,11 @@ class Lead:
             report = reports.get(job)
             if report is not None:
                 self._take(report)
-            self._give_back(one)
+            missing = [n for n in range(one.first, one.stop) if n in self._wanted]
+            if job in ended:
+                self._ranges.give_back(missing)
+            else:
+                self._give_out_first(missing)
         if lost:
             self._news.tell(redispatched=self._news.record.redispatched + len(lost))
             self._board.delete(lost)
@@ -198,7 +206,7 @@ class Lead:
         mark = (record.name, record.moved)
         if mark != one.moved or record.phase != "sending":
             one.moved, one.moved_at = mark, now
-        patience = STALLED if not self._limit else 10 * STALLED
+        patience = STALLED if not self.limit else 10 * STALLED
         return now - one.moved_at > patience
 
     def _take(self, report: dict[str, Any]) -> None:
@@ -226,10 +234,10 @@ class Lead:
         if fatal:
             self._fatal = fatal
 
-    def _give_back(self, one: _Range) -> None:
-        if self._ranges is not None:
-            missing = [n for n in range(one.first, one.stop) if n in self._wanted]
-            self._ranges.give_back(missing)
+    def _give_out_first(self, missing: list[int]) -> None:
+        """Before all that waits: who held these blocks is gone, and time with it."""
+        for first, stop in runs(iter(missing)):
+            self._give_out(first, stop, at_front=True)
 
     def _fill(self, workers: int) -> None:
         """Two ranges a worker are out; a few even while there is no worker."""
@@ -238,11 +246,13 @@ class Lead:
             found = self._ranges.next(workers)
             if found is None:
                 return
-            first, stop = found
-            self._count += 1
-            job_id = self._board.name(self._nonce, self._count)
-            self._out[job_id] = _Range(job_id, first, stop)
-            self._board.put(job_id, self._order(first, stop))
+            self._give_out(*found)
+
+    def _give_out(self, first: int, stop: int, *, at_front: bool = False) -> None:
+        self._count += 1
+        job_id = self._board.name(self._nonce, self._count)
+        self._out[job_id] = _Range(job_id, first, stop)
+        self._board.put(job_id, self._order(first, stop), at_front=at_front)
 
     def _order(self, first: int, stop: int) -> Order:
         options = self._options
@@ -261,9 +271,9 @@ class Lead:
         """The limit may be changed in Redis; what Redis forgot is put back."""
         found = limit(self._connection, self._sending.transfer)
         if found is None:
-            set_limit(self._connection, self._sending.transfer, self._limit)
+            set_limit(self._connection, self._sending.transfer, self.limit)
         else:
-            self._limit = found
+            self.limit = found
 
     def _pause(self) -> None:
         """Sleep until a job ends, or for a tick."""
@@ -311,7 +321,7 @@ class Lead:
     def _tell(self, workers: list[WorkerRecord]) -> None:
         running = sum(1 for record in workers if record.job in self._out)
         self._news.tell(
-            **self._sizes, state="receiving", limit=self._limit, running=running,
+            **self._sizes, state="receiving", limit=self.limit, running=running,
             queued=len(self._out) - running, failure=self._failure,
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ class RedisDispatcher:
         greet(self._connection, redis_url)
         self._news = News(self._connection, options)
         self._stopped = False
+        self._limit = options.limit
 
     def send(self, sending: Sending, progress: Progress) -> Iterator[BlockOutcome]:
         """See Dispatcher."""
@@ -36,10 +37,12 @@ class RedisDispatcher:
             self._options, sending, plan,
             connection=self._connection, redis_url=self._url, news=self._news,
             receivers=receivers, progress=progress, stopped=lambda: self._stopped,
+            limit=self._limit,
         )  # fmt: skip
         try:
             yield from lead.outcomes()
         finally:
+            self._limit = lead.limit  # the next round keeps to what it was changed to
             receivers.close()
             plan.close()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from tar_like.layout import runs
 
-SECONDS = 6.0
+SECONDS = 5.0
 """What a range is worth."""
 MAX_BLOCKS = 4096
 

@@ -26,7 +26,7 @@ from workers.jobs import Order, OrderJob
 from workers.limit import RedisBucket
 from workers.pulse import Pulse
 
-BUDGET = 8.0
+BUDGET = 7.0
 """Seconds after which no further block of a range is begun."""
 ATTEMPTS = 3
 """How often a request is tried; then another worker, or another receiver, may do better."""

@@ -159,6 +159,12 @@ def status(redis: Redis) -> dict[str, Any]:
     return run("status", "--redis", redis.url, "--json").summary
 
 
+def redispatched(redis: Redis, transfer: str) -> int:
+    """How many ranges were taken from workers that gave no sign."""
+    news = redis.client.get(f"tar-like:transfer:{transfer}")
+    return int(json.loads(news)["redispatched"]) if news else 0
+
+
 def unleash(redis: Redis, transfer: str) -> None:
     """Take the limit away: the interesting part of a test is over."""
     redis.client.set(f"tar-like:limit:{transfer}", 0)

@@ -22,6 +22,7 @@ from tests.fanout.harness import (
     ended_well,
     met,
     records,
+    redispatched,
     seconds_until,
     status,
     unleash,
@@ -65,7 +66,7 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2) as crew,
-        upload_job(redis, proxy, src, db, "--limit", "3M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
     ):
         for one in crew:
             wait_for("both workers at work", lambda one=one: at_work(redis, one), unless=job.ended)
@@ -77,6 +78,7 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
         (row,) = run("status", proxy.url, "--json").summary["transfers"]
         assert row["id"] == transfer and row["received"] + row["missing"] == row["blocks"]
         assert 0 < row["received_bytes"] < row["bytes"]
+        unleash(redis, transfer)
         summary = ended_well(job)
         assert summary["blocks_sent"] == summary["blocks_total"]
         (row,) = status(redis)["transfers"]
@@ -93,9 +95,9 @@ def test_a_dead_workers_range_goes_to_another(
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2) as crew,
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "400K", "-s", "16K") as job,
     ):
-        met(job, proxy, transfer, 0.2)
+        met(job, proxy, transfer, 0.1)
         victim = crew[0]
         held = wait_for("a range in its hands", lambda: at_work(redis, victim), unless=job.ended)
         assert held
@@ -104,14 +106,20 @@ def test_a_dead_workers_range_goes_to_another(
         else:
             victim.freeze()
 
+        begun: list[str] = []
+        """What the other was at once the range had been given out again."""
+
         def taken_over() -> bool:
-            others = [one for one in records(redis) if one["pid"] != held["pid"]]
+            given_out = redispatched(redis, transfer)
+            others = [one for one in records(redis) if one["pid"] != held["pid"] and one["job"]]
+            begun.extend(one["job"] for one in others if given_out and one["job"] not in begun)
             return any(
                 one["job"] != held["job"] and held["first"] <= one["first"] < held["stop"]
                 for one in others
             )
 
         assert seconds_until("another to have the range", taken_over, job) < REDISPATCH
+        assert len(begun) <= 2, "it had to wait for ranges that were in the queue"
         if how == "cut-off":
             victim.thaw()
         unleash(redis, transfer)
@@ -126,9 +134,9 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2),
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "600K") as job,
     ):
-        met(job, proxy, transfer, 0.2)
+        met(job, proxy, transfer, 0.1)
         if how == "kill":
             redis.kill()
             wait_for("the command to notice", lambda: b"Waiting for it" in job.stderr())
@@ -157,14 +165,15 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
 def test_a_killed_uploading_command_goes_on(work: Path, src: Path, db: Path, redis: Redis) -> None:
     transfer, dst = transfer_of(db), work / "dst"
     with Proxy(dst) as proxy, workers(redis, work, 2):
-        with upload_job(redis, proxy, src, db, "--limit", "2M") as job:
-            met(job, proxy, transfer, 0.3)
+        with upload_job(redis, proxy, src, db, "--limit", "1M") as job:
+            met(job, proxy, transfer, 0.2)
             job.kill()
         had = proxy.blocks(transfer)
         assert had and had.received < had.total
         with upload_job(redis, proxy, src, db) as again:
             summary = ended_well(again)
         assert 0 < summary["blocks_sent"] <= had.total - had.received
+        assert redis.client.get(f"tar-like:limit:{transfer}") == b"0", "the old limit stayed"
     assert_same(src, dst)
 
 
@@ -193,23 +202,21 @@ def test_a_worker_that_is_asked_to_stop_hands_back_its_range(
     work: Path, src: Path, db: Path, redis: Redis
 ) -> None:
     transfer, dst = transfer_of(db), work / "dst"
-    with (
-        Proxy(dst) as proxy,
-        workers(redis, work, 2) as crew,
-        upload_job(redis, proxy, src, db, "--limit", "500K") as job,
-    ):
+    with Proxy(dst) as proxy, upload_job(redis, proxy, src, db, "--limit", "250K") as job:
 
-        def far_from_done() -> bool:
-            held = at_work(redis, crew[0])
-            return held is not None and held["stop"] - held["first"] - held["sent"] >= 18
+        def far_from_done() -> int:
+            held = at_work(redis, worker)
+            worth = held["stop"] - held["first"] - held["sent"] if held else 0
+            return held["stop"] if held and worth >= 12 else 0
 
-        wait_for("a range worth 4 s and more", far_from_done, unless=job.ended)
-        begun = time.monotonic()
-        crew[0].stop()
-        assert time.monotonic() - begun < 3.0
-        assert len(records(redis)) == 1
+        with workers(redis, work, 1) as (worker,):
+            stop = wait_for("a range worth 3 s and more", far_from_done, unless=job.ended)
+        state = proxy.blocks(transfer)
+        assert state and state.received < stop, "it sent its range to the end"
+        assert records(redis) == []
         unleash(redis, transfer)
-        ended_well(job)
+        with workers(redis, work, 1):
+            ended_well(job)
         (row,) = status(redis)["transfers"]
         assert row["redispatched"] == 0, "it was handed back, not taken from a dead one"
     assert_same(src, dst)
@@ -237,10 +244,11 @@ def test_a_host_that_does_not_see_the_source_does_no_harm(
         Proxy(dst) as proxy,
         Worker(redis, work, "-p", 1, "-b", work / "unmounted") as blind,
         workers(redis, work, 1),
-        upload_job(redis, proxy, src, db, "--limit", "3M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
     ):
+        wait_for("its word", lambda: b"mounted" in blind.stderr(), unless=job.ended)
+        unleash(redis, transfer_of(db))
         ended_well(job)
-        assert b"mounted" in blind.stderr()
     assert_same(src, dst)
 
 
@@ -262,16 +270,16 @@ def test_the_limit_holds_and_can_be_changed(work: Path, src: Path, db: Path, red
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2),
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "600K") as job,
     ):
-        first = met(job, proxy, transfer, 0.1)
-        begun = time.monotonic()
-        later = met(job, proxy, transfer, 0.4)
+        met(job, proxy, transfer, 0.1)
+        begun, first = time.monotonic(), met(job, proxy, transfer, 0.1)
+        later = met(job, proxy, transfer, 0.25)
         rate = (later - first) * BLOCK / (time.monotonic() - begun)
-        assert rate < 1.4e6, rate
+        assert rate < 0.9e6, rate
         run("limit", "0", "--redis", redis.url, "--transfer", transfer[:12])
         seconds = seconds_until("the end", job.ended, job)
-        assert seconds < 6, seconds
+        assert seconds < 12, f"{seconds} s for what takes 15 s with the limit"
         ended_well(job)
 
 
