@@ -76,6 +76,8 @@ class Piece(NamedTuple):
     size: int
     mtime: int
     token: bytes
+    ctime: int | None = None
+    """With a part of a file only: tells its version where size and mtime do not. None: unknown."""
 
 
 def sort_key(path: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import groupby, starmap
 
 from tar_like.database import connect_readonly, uri
 from tar_like.errors import IndexInvalid
@@ -11,7 +12,7 @@ from tar_like.layout import Entry, Extent, Piece, block_count, block_range, clip
 from tar_like.plan import schema
 
 _PIECES = """
-SELECT x.offset, x.entry_id, e.path, x.start, x.stop, e.size, e.mtime, e.token
+SELECT x.offset, x.entry_id, e.path, x.start, x.stop, e.size, e.mtime, e.token, e.ctime
 FROM extent x JOIN idx.entry e ON e.id = x.entry_id
 WHERE x.offset >= coalesce((SELECT max(offset) FROM extent WHERE offset <= ?1), 0)
   AND x.offset < ?2
@@ -31,6 +32,16 @@ SELECT offset, entry_id, start, stop FROM extent
 WHERE offset >= coalesce((SELECT max(offset) FROM extent WHERE offset <= ?1), 0) AND offset < ?2
 ORDER BY offset
 """
+
+_TOUCHED = """
+SELECT x.entry_id, x.offset, x.stop - x.start
+FROM extent x
+JOIN idx.entry e ON e.id = x.entry_id
+JOIN begun.entry b ON b.id = x.entry_id
+WHERE e.ctime != b.ctime ORDER BY x.offset
+"""
+SEEN = 100
+"""Names that are enough to tell whether an index is of a folder."""
 
 
 class Plan:
@@ -73,13 +84,32 @@ class Plan:
     def pieces_between(self, start: int, stop: int) -> Iterator[Piece]:
         """The pieces that lie in ``[start, stop)`` of the plan, cut where needed."""
         rows = self._db.execute(_PIECES, (start, stop))
-        for offset, entry_id, path, first, last, size, mtime, token in rows:
+        for offset, entry_id, path, first, last, size, mtime, token, ctime in rows:
             if offset < start:
                 first, offset = first + start - offset, start
                 if first >= last:
                     continue
             last = min(last, first + stop - offset)
-            yield Piece(entry_id, path, first, last, size, mtime, token)
+            yield Piece(entry_id, path, first, last, size, mtime, token, ctime)
+
+    def seen(self) -> Iterator[tuple[bytes, int]]:
+        """(path, ctime) of some names, as the index saw them."""
+        return self._db.execute("SELECT path, ctime FROM idx.entry ORDER BY id LIMIT ?", (SEEN,))
+
+    def touched_since(self, begun: str) -> Iterator[tuple[int, list[int]]]:
+        """Files in several blocks whose ctime is not that in another index of the same tree.
+
+        As (entry id, numbers of its blocks), in order.
+        """
+        self._db.execute("ATTACH ? AS begun", (uri(begun, "ro"),))
+        rows = self._db.execute(_TOUCHED)
+        for entry_id, extents in groupby(rows, key=lambda row: int(row[0])):
+            blocks: dict[int, None] = {}
+            for _, offset, length in extents:
+                last = (offset + length - 1) // self.block_size
+                blocks.update(dict.fromkeys(range(offset // self.block_size, last + 1)))
+            if len(blocks) > 1:
+                yield entry_id, list(blocks)
 
     def extents(self, block_no: int) -> list[Extent]:
         """The parts of extents that lie in one block: what ``pieces`` gives, without the files."""
@@ -120,6 +150,14 @@ class Plan:
     def bare(self) -> Iterator[int]:
         """Entry ids of lacking files that have no bytes to send, ascending."""
         return (row[0] for row in self._db.execute("SELECT entry_id FROM bare ORDER BY 1"))
+
+    def bare_pieces(self) -> Iterator[Piece]:
+        """The same files as pieces without bytes, in order."""
+        rows = self._db.execute(
+            "SELECT e.id, e.path, 0, 0, e.size, e.mtime, e.token FROM bare b "
+            "JOIN idx.entry e ON e.id = b.entry_id ORDER BY b.entry_id"
+        )
+        return starmap(Piece, rows)
 
     def file_starts(self, step: int) -> Iterator[int]:
         """Offsets where a file begins, about ``step`` bytes or 2,000 files apart, from 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -77,13 +77,25 @@ class Source(Protocol):
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         """Read pieces end to end into a buffer that has room for all of them.
 
-        A piece whose file is not (any more) as the piece says (size, mtime, token), or that
-        cannot be read in full, takes no room and is listed as an omission. Never pads.
+        A piece whose file is not (any more) as the piece says (size, mtime, token; for a part of
+        a file also ctime, see Recognizes), or that cannot be read in full, takes no room and is
+        listed as an omission. Never pads.
         Idempotent. Never raises for what one file does.
         """
 
     def close(self) -> None:
         """Give up file descriptors and connections."""
+
+
+@runtime_checkable
+class Recognizes(Protocol):
+    """A source whose versions of a file are told apart by ctime, if an index is of this very tree.
+
+    An index may also be used with a copy of its tree, where every ctime is another one.
+    """
+
+    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> None:
+        """Given (path, ctime) as an index saw them: is one still so, ``Piece.ctime`` counts."""
 
 
 @runtime_checkable

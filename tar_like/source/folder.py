@@ -3,7 +3,10 @@
     scan: depth first, names sorted as bytes, each stat'ed through its directory's fd
     read: openat > preadv > fstat > close, the fstat last: what changed meanwhile is noticed
 
-Not guaranteed: a file that changes while keeping its size and its mtime is read as it is. Where
+A part of a file is compared by ctime, too, so that parts of two versions never make up a file.
+
+Not guaranteed: a file that changes while keeping its size and its mtime, and is read in one part
+or wholly before or after that, is read as it is. Where
 the index was made from a bucket (there are tokens) its times are the bucket's, so a file of the
 right size is read as it is; the hashes in the index, if it has them, tell at the commit.
 """
@@ -38,6 +41,7 @@ class FolderSource:
 
     def __init__(self, base: str) -> None:
         self._base = os.path.abspath(base)
+        self._recognized = False
         try:
             self._walker = Walker(self._base)
         except FileNotFoundError:
@@ -73,11 +77,21 @@ class FolderSource:
             else:
                 stack.pop()
 
+    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> None:
+        self._recognized = any(self._ctime(path) == ctime for path, ctime in seen)
+
+    def _ctime(self, path: bytes) -> int | None:
+        try:
+            parent, name = self._walker.split(path)
+            return os.stat(name, dir_fd=parent, follow_symlinks=False).st_ctime_ns
+        except OSError:
+            return None
+
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         omissions: list[Omission] = []
         dirfd = self._walker.dirfd
         position = 0
-        for number, (_, path, start, stop, size, mtime, token) in enumerate(pieces):
+        for number, (_, path, start, stop, size, mtime, token, ctime) in enumerate(pieces):
             end = position + stop - start
             try:
                 parent, _, name = path.rpartition(b"/")
@@ -97,6 +111,13 @@ class FolderSource:
                 or now.st_size != size
                 or (now.st_mtime_ns != mtime and not token)
                 or not stat.S_ISREG(now.st_mode)
+                or (
+                    now.st_ctime_ns != ctime
+                    and self._recognized
+                    and got != size
+                    and ctime is not None
+                    and not token
+                )
             ):
                 omissions.append(Omission(number, CHANGED))
                 continue

@@ -13,7 +13,7 @@ from tar_like.codec import REASONS
 from tar_like.errors import Conflict, NotFound, SourceUnusable, TarLikeError, Unreachable, shown
 from tar_like.layout import Piece
 from tar_like.plan import Plan
-from tar_like.source import ReadsAhead, Source
+from tar_like.source import ReadsAhead, Recognizes, Source
 from tar_like.upload.block import BlockMaker, Compressor, Made
 from tar_like.upload.client import Client
 from tar_like.wire import COMPLETE
@@ -48,6 +48,8 @@ class RangeSender:
         self._source = source
         self._maker = BlockMaker(source, plan.block_size)
         self._compressor = Compressor(compress)
+        if isinstance(source, Recognizes):
+            source.recognize(plan.seen())
 
     def send(
         self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False

@@ -11,10 +11,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
+from tar_like.codec import REASONS
 from tar_like.errors import Interrupted, TarLikeError, UsageError, shown
 from tar_like.index import Index
 from tar_like.plan import Plan
+from tar_like.source import Recognizes, open_source
 from tar_like.upload.client import Client
 from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOptions
 from tar_like.upload.local import LocalDispatcher
@@ -26,6 +29,8 @@ ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
 
 
+BATCH = 1000
+"""Files without data that are looked at in one go."""
 IDLE_COMMITS = 6
 """How many requests for a commit may pass, about 10 s each, without one being under way."""
 
@@ -60,6 +65,8 @@ class Upload:
         self._progress = progress
         self._dispatcher = dispatcher or LocalDispatcher(options)
         self._stopped = False
+        self._resumed = False
+        self._looked = False
         self.summary = UploadSummary()
 
     def stop(self) -> None:
@@ -94,6 +101,8 @@ class Upload:
         status = client.status(index.id)
         if status is None or status.state == COMPLETE:
             status = client.offer(index.id, index.path)
+        else:
+            self._resumed = status.received > 0
         if status.state != COMMITTING:
             status = client.negotiate(index.id, self._options.block_size)
         if status.block_size != self._options.block_size and status.blocks:
@@ -114,6 +123,9 @@ class Upload:
             if missing:
                 if not os.path.exists(plan_path):
                     client.fetch(status.id, "plan", plan_path)
+                if self._resumed and not again:
+                    missing = self._with_doubtful(client, plan_path, missing, first, stop)
+                    self._resumed = False
                 self._send(plan_path, missing)
             again = False
             self._raise_if_stopped()
@@ -123,6 +135,8 @@ class Upload:
                 if not self._missing(client, status, first, stop, again=False):
                     return  # this part is done; others send theirs
                 continue
+            if status.files and not self._looked:
+                self._look_at_bare(client, plan_path)
             if self._commit(client, status.id):
                 return
             self._progress.say("Some staged blocks failed verification; they are sent again.")
@@ -143,6 +157,48 @@ class Upload:
         if again:
             return list(range(first, stop))
         return [n for n in self._bits_missing(client, status) if first <= n < stop]
+
+    def _with_doubtful(
+        self, client: Client, plan_path: str, missing: list[int], first: int, stop: int
+    ) -> list[int]:
+        """Also what arrived of files that were touched before the rest could follow.
+
+        Sent again it is compared: other bytes mark the file as changed, so that parts of two
+        versions, of the same size and mtime, never make up a file.
+        """
+        begun = f"{plan_path}.begun"
+        client.fetch(self.summary.transfer, "db", begun)
+        plan = Plan(plan_path, self._options.index_path)
+        lacking, doubtful = set(missing), set[int]()
+        for _, blocks in plan.touched_since(begun):
+            if not lacking.isdisjoint(blocks):
+                doubtful.update(number for number in blocks if first <= number < stop)
+        plan.close()
+        os.unlink(begun)
+        return sorted(lacking | doubtful)
+
+    def _look_at_bare(self, client: Client, plan_path: str) -> None:
+        """Name files that were empty, or one hole, when they were indexed, and are not any more.
+
+        No block has them, so nobody else looks at them again.
+        """
+        self._looked = True
+        if not os.path.exists(plan_path):
+            client.fetch(self.summary.transfer, "plan", plan_path)
+        source = open_source(self._options.source, self._options.s3)
+        plan = Plan(plan_path, self._options.index_path)
+        try:
+            if not isinstance(source, Recognizes):
+                return  # a request for each of them is too dear
+            pieces = plan.bare_pieces()
+            while batch := list(islice(pieces, BATCH)):
+                for number, reason in source.read(batch, memoryview(b"")).omissions:
+                    path = shown(batch[number].path)
+                    text = f"{REASONS[reason]} since it was indexed without data, which arrived so"
+                    self.summary.failures.append(Failure(path, text, source=True))
+        finally:
+            plan.close()
+            source.close()
 
     def _elsewhere_missing(self, client: Client, status: Status) -> bool:
         return bool(status.blocks) and next(self._bits_missing(client, status), None) is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,76 @@ def test_the_old_version_stays_when_the_new_one_fails(work: Path, src: Path) -> 
     with Proxy(dst) as proxy:
         upload(src, db, proxy.url, codes=(3,))
     assert (dst / "f/victim").read_bytes() == b"the old version"
+
+
+def _replaced(src: Path) -> None:
+    """By another file, which has the same size and mtime; the folder's mtime is as it was, too."""
+    stamp, folder = _victim(src).stat().st_mtime_ns, (src / "f").stat().st_mtime_ns
+    (src.parent / "new").write_bytes(random.Random(3).randbytes(BIG))
+    os.utime(src.parent / "new", ns=(stamp, stamp))
+    (src.parent / "new").rename(_victim(src))
+    os.utime(src / "f", ns=(folder, folder))
+
+
+def _touched(src: Path) -> None:
+    """Another ctime, the same bytes."""
+    os.link(_victim(src), src.parent / "second")
+    (src.parent / "second").unlink()
+
+
+def test_files_without_data_are_looked_at_again(work: Path, src: Path) -> None:
+    db, dst = work / "db", work / "dst"
+    for name in ("empty", "grown", "gone", "now-a-folder"):
+        (src / name).touch()
+    with open(src / "hole", "wb") as out:
+        out.truncate(70_000)
+    index(src, db)
+    (src / "grown").write_bytes(b"more")
+    (src / "gone").unlink()
+    (src / "now-a-folder").unlink()
+    (src / "now-a-folder").mkdir()
+    (src / "hole").write_bytes(b"x" * 70_000)
+    with Proxy(dst) as proxy:
+        summary = upload(src, db, proxy.url, codes=(3,))
+    assert sorted(names(summary)) == ["gone", "grown", "hole", "now-a-folder"]
+    assert (dst / "grown").read_bytes() == b"", "it arrives as it was"
+
+
+def _part_of_victim(db: Path) -> tuple[object, ...]:
+    """Options that send one block, of 64 KiB, that has nothing but bytes of the victim."""
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        query = "SELECT offset FROM tar WHERE path = 'f/victim'"
+        block = connection.execute(query).fetchone()[0] // 65536 + 1
+    return ("-f", block, "-l", block)
+
+
+@pytest.mark.parametrize("again", ["index kept", "index made again"])
+def test_two_versions_of_a_file_are_never_mixed(work: Path, src: Path, again: str) -> None:
+    db, dst = work / "db", work / "dst"
+    index(src, db, "--hash", "none")
+    wanted = others(src)
+    options = ("-s", "64KiB")
+    with Proxy(dst) as proxy:
+        upload(src, db, proxy.url, *options, *_part_of_victim(db))
+        _replaced(src)
+        if again == "index made again":
+            assert index(src, db, "--hash", "none")["id"]
+        summary = upload(src, db, proxy.url, *options, codes=(3,))
+        assert [row["path"] for row in summary["failures"]] == ["f/victim"]
+        assert others(dst) == wanted
+        assert not (dst / "f/victim").exists()
+
+
+def test_a_file_that_was_only_touched_arrives(work: Path, src: Path) -> None:
+    db, dst = work / "db", work / "dst"
+    index(src, db, "--hash", "none")
+    with Proxy(dst) as proxy:
+        options = ("-s", "64KiB")
+        upload(src, db, proxy.url, *options, *_part_of_victim(db))
+        _touched(src)
+        index(src, db, "--hash", "none")
+        upload(src, db, proxy.url, *options)
+    assert_same(src, dst)
 
 
 def test_a_small_file_among_many_in_one_block(work: Path) -> None:

@@ -151,6 +151,7 @@ def test_each_block_has_the_bytes_that_the_model_has_there(case: Case) -> None:
                     entries[extent.entry_id].size,
                     entries[extent.entry_id].mtime,
                     b"",
+                    entries[extent.entry_id].ctime,
                 )
                 for extent in expected
             ]

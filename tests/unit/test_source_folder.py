@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tar_like.codec import CHANGED
 from tar_like.errors import SourceUnusable, UsageError
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece
 from tar_like.source import Found, Skipped, Wanted, folder, open_source
@@ -148,6 +149,31 @@ def test_what_became_another_kind_is_omitted(tmp_path: Path) -> None:
     reading = source.read([piece(name, 1, mtime) for name in names], memoryview(bytearray(99)))
     assert reading.length == 0
     assert [omission.piece for omission in reading.omissions] == list(range(len(names)))
+    source.close()
+
+
+@pytest.mark.parametrize("of_this_folder", [True, False])
+def test_parts_of_two_versions_are_told_apart_by_ctime(
+    tmp_path: Path, *, of_this_folder: bool
+) -> None:
+    """Also where size and mtime are the same; but not in a copy, where every ctime is another."""
+    seen, other = tmp_path / "seen", tmp_path / "other"
+    seen.write_bytes(b"old" * 100)
+    other.write_bytes(b"new" * 100)
+    st = seen.stat()
+    whole = piece(b"seen", st.st_size, st.st_mtime_ns)._replace(ctime=st.st_ctime_ns)
+    part = whole._replace(stop=150)
+    source = FolderSource(str(tmp_path))
+    names = [(b"gone", 1), (b"seen", st.st_ctime_ns if of_this_folder else 1)]
+    source.recognize(iter(names))
+    assert source.read([part], memoryview(bytearray(150))).omissions == []
+    os.utime(other, ns=(0, st.st_mtime_ns))
+    other.rename(seen)
+    assert source.read([whole], memoryview(bytearray(300))).omissions == []
+    reasons = [one.reason for one in source.read([part], memoryview(bytearray(150))).omissions]
+    assert reasons == ([CHANGED] if of_this_folder else [])
+    unknown = source.read([part._replace(ctime=None)], memoryview(bytearray(150)))
+    assert unknown.omissions == []
     source.close()
 
 
