@@ -192,7 +192,7 @@ class Upload:
                 return  # a request for each of them is too dear
             pieces = plan.bare_pieces()
             while batch := list(islice(pieces, BATCH)):
-                for number, reason in source.read(batch, memoryview(b"")).omissions:
+                for number, reason in source.read(batch, memoryview(bytearray())).omissions:
                     path = shown(batch[number].path)
                     text = f"{REASONS[reason]} since it was indexed without data, which arrived so"
                     self.summary.failures.append(Failure(path, text, source=True))
