@@ -129,10 +129,10 @@ def tar_like_argv() -> tuple[str, ...]:
     )
 
 
-def tar_like_sync(compress: str) -> Tool:
+def tar_like_sync(*flags: str) -> Tool:
     """tar-like sync into a folder, its receiver's start and end included."""
-    name = "sync" if compress == "auto" else f"sync --compress {compress}"
-    argv = (*tar_like_argv(), "sync", "{source}", "{dest}", "--compress", compress, "-q")
+    name = " ".join(("sync", *flags))
+    argv = (*tar_like_argv(), "sync", "{source}", "{dest}", *flags, "-q")
     return Command(name, argv, verify=(*SAME_NS, "--exclude=/.tar_like"))
 
 

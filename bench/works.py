@@ -9,10 +9,12 @@ from bench import tools
 from bench.tools import Tool
 
 Data = Literal["small", "big"]
+DATA: tuple[Data, ...] = ("small", "big")
 Where = Literal["tmpfs", "disk"]
 
-SYNC = tools.tar_like_sync("auto")
-SYNC_LZ4 = tools.tar_like_sync("lz4")
+SYNC = tools.tar_like_sync()
+SYNC_LZ4 = tools.tar_like_sync("--compress", "lz4")
+SYNC_UNSYNCED = tools.tar_like_sync("--durability", "process")
 INDEX = tools.Index(again=False)
 INDEX_AGAIN = tools.Index(again=True)
 
@@ -107,5 +109,17 @@ WORKS = (
             Comparison(SYNC, tools.RSYNC, target=1.3),
             Comparison(SYNC, tools.RSYNC, target=1.3, flushed=True),
         ),
+    ),
+    *(
+        Work(
+            f"durable-{data}",
+            data,
+            "disk",
+            (
+                Comparison(SYNC, SYNC_UNSYNCED, target=1.05),
+                Comparison(SYNC, SYNC_UNSYNCED, target=1.05, flushed=True),
+            ),
+        )
+        for data in DATA
     ),
 )

@@ -69,6 +69,8 @@ class Settings:
     ca_bundle: str | None = None
     redis_url: str = ""
     """The Redis that hands out the work; empty for none."""
+    durability: str = "full"
+    """What an acknowledgement of a receiver survives: ``full`` or ``process``."""
     cache: str = ""
     """Where indexes and plans of other hosts' transfers are kept."""
     s3: S3Settings = field(default_factory=S3Settings)
@@ -91,6 +93,7 @@ def from_mapping(values: Mapping[str, str]) -> Settings:
         compress=values.get("TARLIKE_COMPRESS", default.compress),
         ca_bundle=values.get("TARLIKE_CA_BUNDLE") or None,
         redis_url=values.get("TARLIKE_REDIS_URL", default.redis_url),
+        durability=durability(values.get("TARLIKE_DURABILITY", default.durability)),
         cache=os.path.expanduser(values.get("TARLIKE_CACHE") or _cache(values)),
         s3=_s3(values),
     )
@@ -225,6 +228,13 @@ def compression(text: str) -> str:
     """How to compress. Raises UsageError."""
     if text not in ("auto", "lz4", "none"):
         raise UsageError(f"{text!r} is no way to compress: use auto, lz4 or none.")
+    return text
+
+
+def durability(text: str) -> str:
+    """What an acknowledgement survives. Raises UsageError."""
+    if text not in ("full", "process"):
+        raise UsageError(f"{text!r} is no durability: use full or process.")
     return text
 
 

@@ -72,6 +72,15 @@ def add_send_arguments(parser: argparse.ArgumentParser, settings: config.Setting
     )
 
 
+def add_durability_argument(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    """What a receiver's acknowledgements survive."""
+    parser.add_argument(
+        "--durability", default=settings.durability, metavar="HOW",
+        help="full: what is acknowledged as durable or complete survives a power cut; process: "
+        "nothing is synced, for scratch disks (default: %(default)s)",
+    )  # fmt: skip
+
+
 def block_size(options: argparse.Namespace, output: Output) -> int:
     """The block size asked for; says so when it had to be rounded."""
     rounded, was_rounded = config.block_size(options.size)

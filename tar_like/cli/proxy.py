@@ -16,6 +16,8 @@ speaks plain HTTP and asks for no password: let only those reach the port who ma
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_durability_argument
+
     parser.add_argument(
         "-b", dest="base", metavar="DEST", default=settings.base,
         help="the folder to receive into, made if it is missing (default: %(default)s)",
@@ -32,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         "--processes", metavar="N", default=str(settings.processes),
         help="serving processes (default: one a core)",
     )  # fmt: skip
+    add_durability_argument(parser, settings)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.errors import OK, UsageError
+    from tar_like.proxy import durable
     from tar_like.proxy.server import ServerOptions, serve
 
     if not options.port.isascii() or not options.port.isdigit() or int(options.port) > 65535:
@@ -48,6 +52,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             port=int(options.port),
             processes=processes,
             jobs=processes,
+            durability=durable.BY_NAME[config.durability(options.durability)],
         ),
         lambda url: output.error(f"listening on {url}"),
     )

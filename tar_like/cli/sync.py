@@ -32,7 +32,11 @@ command goes on.
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    from tar_like.cli.common import add_scan_arguments, add_send_arguments
+    from tar_like.cli.common import (
+        add_durability_argument,
+        add_scan_arguments,
+        add_send_arguments,
+    )
     from tar_like.cli.fanout import add_fanout_arguments
     from tar_like.cli.s3 import add_s3_arguments
 
@@ -44,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     )  # fmt: skip
     add_scan_arguments(parser)
     add_send_arguments(parser, settings)
+    add_durability_argument(parser, settings)
     add_fanout_arguments(parser, settings)
     add_s3_arguments(parser)
 
@@ -71,6 +76,8 @@ def run(options: argparse.Namespace, output: Output) -> int:
         s3=s3_settings(options, settings),
     )
     if "://" in options.target:
+        if options.durability != settings.durability:
+            raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
         open_source(options.source, upload.s3).close()
         return _sync(options, build, upload, output)
@@ -89,10 +96,14 @@ def _sync_to_folder(
     options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output,
     cores: int,
 ) -> int:  # fmt: skip
+    from tar_like.proxy import durable
     from tar_like.proxy.server import Receiver, ServerOptions
 
     serving = ServerOptions(
-        destination=options.target, processes=min(upload.processes, cores), jobs=cores
+        destination=options.target,
+        processes=min(upload.processes, cores),
+        jobs=cores,
+        durability=durable.BY_NAME[config.durability(options.durability)],
     )
     with Receiver(serving) as receiver:
         upload = replace(upload, urls=tuple(receiver.urls))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +12,7 @@ from tar_like.plan import schema
 
 
 def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: int) -> None:
-    """Write the plan for these files, given in canonical order, to a new file, synced.
+    """Write the plan for these files, given in canonical order, to a new file; it is not synced.
 
     A file without bytes to send (empty, or one hole) is listed as ``bare``: the receiver makes
     it by itself. Raises OSError or sqlite3.Error when it cannot be written.
@@ -26,7 +25,6 @@ def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: in
         _finish(db, index, block_size, length=layer.length, total=layer.bytes, files=layer.files)
     finally:
         db.close()
-    _sync(path)
 
 
 def _create(db: sqlite3.Connection, index_path: str) -> None:
@@ -53,14 +51,6 @@ def _finish(
     db.execute("COMMIT")
 
 
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def build_whole_plan(index: Index, path: str, block_size: int) -> bool:
     """Write the plan for a whole tree, if no file has holes: its extents are the index's own.
 
@@ -84,7 +74,6 @@ def build_whole_plan(index: Index, path: str, block_size: int) -> bool:
         _finish(db, index, block_size, length=length, total=total, files=files)
     finally:
         db.close()
-    _sync(path)
     return True
 
 

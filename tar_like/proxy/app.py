@@ -163,7 +163,6 @@ class _Service:
                     if chunk:
                         await self._run(lambda data=chunk: inflater.feed(data))  # type: ignore[misc]
                 inflater.finish()
-                await self._run(lambda: os.fsync(file.fileno()))
             except OSError as error:
                 raise map_write_error(error) from None
 

@@ -24,18 +24,19 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tar_like.database import connect, connect_readonly, scratch, uri
+from tar_like.database import connect, scratch, uri
 from tar_like.errors import Conflict, TarLikeError, cause, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
 from tar_like.plan import Plan
 from tar_like.process import start_pool_worker
-from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
-from tar_like.proxy.ledger import LANDED, Landed
-from tar_like.proxy.place import Destination
+from tar_like.proxy.durable import machine
+from tar_like.proxy.ledger import LANDED, UNSYNCED, Landed
+from tar_like.proxy.place import Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.staging import mapped
+from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Unit, UnitResult, Verifier, block_holds, units
 from tar_like.wire import COMPLETE, Failure, Status
 
@@ -45,7 +46,6 @@ INLINE = 2000
 """Transfers of fewer entries are committed in one process."""
 OUTCOME_ROOM = "outcome.tmp"
 OUTCOME_SIZE = 4096
-VERIFIED = "CREATE TABLE verified (entry_id INTEGER PRIMARY KEY, digest BLOB NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +68,19 @@ def read_outcome(path: str) -> Outcome | None:
         return None
 
 
-def run_commit(root: str, transfer_id: str, token: str, jobs: int) -> None:
+def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int) -> None:
     """Commit a transfer; how it ended is in files. Returns when it is complete or cannot go on."""
-    destination = Destination(root)
     path = destination.transfer(transfer_id)
     try:
         lock = _take_lock(path)
     except FileNotFoundError:
         return  # complete meanwhile
     try:
-        turn = os.open(os.path.join(destination.home, "commit.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        _keep_room(path)
-        outcome = _attempt(destination, transfer_id, jobs)
-        if outcome is not None:
-            _write_outcome(path, replace(outcome, token=token))
-        os.close(turn)
+        with held(os.path.join(destination.home, "commit.lock")):
+            _keep_room(path)
+            outcome = _attempt(destination, transfer_id, jobs)
+            if outcome is not None:
+                _write_outcome(path, replace(outcome, token=token))
     finally:
         os.close(lock)
 
@@ -142,6 +139,8 @@ class _Commit:
         self._path = destination.transfer(transfer_id)
         self._index = Index(os.path.join(self._path, "index.db"))
         self._plan = Plan(os.path.join(self._path, "plan.db"), self._index.path)
+        self._verified = Verified(self._path)
+        self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self._path, "receipts"))
         self._receipts.refresh()
         small = self._index.entry_count < INLINE and self._plan.bytes < 64 << 20
@@ -149,20 +148,15 @@ class _Commit:
         self._progress = _Progress(self._path)
 
     def run(self) -> Outcome | None:
-        verified = os.path.join(self._path, "verified.db")
         missing = self._plan.block_count - self._receipts.received
         # Once everything was read back and synced, a receipt lost to a power cut is no loss.
-        if missing and not os.path.exists(verified):
+        if missing and not self._verified:
             raise Conflict(f"{missing} blocks are missing: send them first.")
         with _Pool(self._jobs, self._path, self._destination.root) as pool:
             failures = self._source_failures()
-            if not os.path.exists(verified):
-                revoked, changed = self._verify(pool, verified)
-                if revoked:
-                    return Outcome(token="", revoked=revoked)
-                failures += changed
-            else:
-                failures += self._changed_before(verified)
+            if not self._verified and (revoked := self._verify(pool)):
+                return Outcome(token="", revoked=revoked)
+            failures += map(self._changed, self._verified.changed())
             failures += self._apply(pool)
         self._finish(failures)
         return None
@@ -173,12 +167,9 @@ class _Commit:
             for entry_id, why in sorted(self._receipts.omitted_entries().items())
         ]
 
-    def _verify(self, pool: _Pool, final: str) -> tuple[int, list[Failure]]:
-        """Read everything back; returns the number of revoked blocks, and changed files."""
-        temporary = f"{final}.tmp"
-        _remove(temporary)
-        db = _new_database(temporary, VERIFIED)
-        db.execute("CREATE TABLE changed (entry_id INTEGER PRIMARY KEY)")
+    def _verify(self, pool: _Pool) -> int:
+        """Read everything back; returns the number of blocks that had to be revoked."""
+        db = self._verified.begin()
         shared: dict[int, list[tuple[int, bytes]]] = {}
         bad: list[int] = []
         changed: list[int] = []
@@ -189,15 +180,13 @@ class _Commit:
             for block, offset, piece in result.shared:
                 shared.setdefault(block, []).append((offset, piece))
         bad += self._judge_shared(shared)
-        db.executemany("INSERT INTO changed VALUES (?)", ((entry_id,) for entry_id in changed))
-        db.execute("COMMIT")
-        db.close()
+        self._verified.end(db, changed, self._destination.durability)
         if bad:
             self._revoke(bad)
-            return len(bad), []
+            return len(bad)
         self._sync()
-        durable.publish(temporary, final)
-        return 0, [self._changed(entry_id) for entry_id in changed]
+        self._verified.publish(self._destination.durability)
+        return 0
 
     def _judge_shared(self, shared: dict[int, list[tuple[int, bytes]]]) -> Iterator[int]:
         for block, pieces in shared.items():
@@ -217,13 +206,6 @@ class _Commit:
 
     def _changed(self, entry_id: int) -> Failure:
         return Failure(shown(self._index.entry(entry_id).path), "changed", source=True)
-
-    def _changed_before(self, verified: str) -> list[Failure]:
-        """What an earlier attempt's verification found."""
-        db = connect_readonly(verified)
-        rows = db.execute("SELECT entry_id FROM changed ORDER BY 1").fetchall()
-        db.close()
-        return [self._changed(entry_id) for (entry_id,) in rows]
 
     def _apply(self, pool: _Pool) -> list[Failure]:
         applier = Applier(self._path, self._destination.root)
@@ -283,13 +265,15 @@ class _Commit:
         db.execute("INSERT INTO landed SELECT * FROM source.landed")
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
+        if not self._destination.durability.lasts:
+            db.execute("INSERT INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
         db.execute("COMMIT")
         db.close()
-        durable.publish(ledger, self._destination.ledger)
+        self._destination.durability.publish(ledger, self._destination.ledger)
         report = os.path.join(folder, "report.json")
         with open(report, "wb") as file:
             file.write(self._report(failures).to_json())
-        durable.publish(report, self._destination.report(self._id))
+        self._destination.durability.publish(report, self._destination.report(self._id))
         self._destination.drop_old_reports()
         self._destination.discard(self._path)
         self._destination.discard(folder)
@@ -302,7 +286,7 @@ class _Commit:
             block_size=self._plan.block_size,
             blocks=count,
             received=count,
-            durable=count,
+            durable=count if self._destination.durability.lasts else 0,
             bytes=self._plan.bytes,
             files=self._plan.files,
             entries=self._index.entry_count,
@@ -313,7 +297,7 @@ class _Commit:
     def _sync(self) -> None:
         fd = os.open(self._destination.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            durable.sync_filesystem(fd)
+            self._destination.durability.filesystem(fd)
         finally:
             os.close(fd)
 

@@ -1,6 +1,7 @@
 """The ledger: what the destination knows of its own content.
 
     ledger.db = the index of the last commit + landed(entry_id, digest, ino, ctime)
+                meta: landed = the algorithm; unsynced = the machine, if nothing was synced
 
 A file is *kept*, not sent, when the ledger's entry of that path has the wanted content and the
 file in the destination still has the fingerprint (size, mtime, ctime, inode) it had when its
@@ -19,6 +20,7 @@ from tar_like.database import connect_readonly, scratch
 from tar_like.dirfd import Walker
 from tar_like.index import Index
 from tar_like.layout import FILE, Entry, sort_key
+from tar_like.proxy.durable import machine, may_be_lost
 
 LANDED = """CREATE TABLE landed (
   entry_id INTEGER PRIMARY KEY,
@@ -27,6 +29,7 @@ LANDED = """CREATE TABLE landed (
   ctime INTEGER NOT NULL
 )"""
 
+UNSYNCED = "unsynced"
 _ROWS = """
 SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime
 FROM entry e JOIN landed l ON l.entry_id = e.id ORDER BY e.id
@@ -53,7 +56,10 @@ class _Row(NamedTuple):
 
 
 class Ledger:
-    """The ledger of a destination, read-only; empty when there is none or it is damaged."""
+    """The ledger of a destination, read-only.
+
+    Empty when there is none, when it is damaged, or when a power cut may have undone it.
+    """
 
     def __init__(self, path: str) -> None:
         self._db: sqlite3.Connection | None = None
@@ -65,7 +71,10 @@ class Ledger:
             db = connect_readonly(path)
             meta = dict(db.execute("SELECT key, value FROM meta"))
             db.execute("SELECT count(*) FROM landed").fetchone()
-        except sqlite3.Error:
+            writer = bytes.fromhex(meta.get(UNSYNCED, ""))
+        except (sqlite3.Error, ValueError):
+            return
+        if writer and may_be_lost(writer, machine()):
             return
         self._db = db
         self.algorithm = meta.get("landed", "")

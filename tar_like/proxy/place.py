@@ -17,8 +17,10 @@ import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 
 from tar_like.errors import NotFound, TarLikeError, UsageError, cause
+from tar_like.proxy.durable import FULL, Durability
 from tar_like.wire import Status
 
 HOME = ".tar_like"
@@ -26,11 +28,23 @@ KEEP_REPORTS = 16
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
+@contextlib.contextmanager
+def held(path: str) -> Iterator[None]:
+    """Hold a lock file, across processes and hosts. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 class Destination:
     """A destination's root folder and the receiver's own folder in it."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, durability: Durability = FULL) -> None:
         self.root = os.path.abspath(root)
+        self.durability = durability
         self.home = os.path.join(self.root, HOME)
 
     def prepare(self) -> None:

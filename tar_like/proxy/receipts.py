@@ -29,7 +29,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from tar_like.codec import REASONS
-from tar_like.proxy.durable import write_all
+from tar_like.proxy.durable import machine, may_be_lost, write_all
 
 _HEAD = struct.Struct("<cI")
 _SUM = struct.Struct("<Q")
@@ -58,16 +58,6 @@ class Receipt(NamedTuple):
 
     epoch: int
     digest: bytes
-
-
-def machine() -> bytes:
-    """This host and this boot of it, to tell whether unsynced bytes may be lost."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            boot = file.read().strip()
-    except OSError:
-        boot = b"unknown"
-    return socket.gethostname().encode() + b"\0" + boot
 
 
 class ReceiptLog:
@@ -255,9 +245,7 @@ class Receipts:
 
     def _apply(self, state: _LogState, kind: bytes, payload: bytes) -> None:
         if kind == b"H":
-            host, _, boot = payload.partition(b"\0")
-            here, _, now = self._machine.partition(b"\0")
-            state.lost = host == here and boot != now
+            state.lost = may_be_lost(payload, self._machine)
         elif kind == b"B":
             block_no, epoch, digest = _BLOCK.unpack(payload)
             state.pending.append((state.position, block_no, Receipt(epoch, digest)))

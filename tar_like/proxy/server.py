@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from tar_like.errors import IndexInvalid, TarLikeError, UsageError, cause
 from tar_like.index import Index
 from tar_like.process import die_with_parent
+from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
 
 BACKLOG = 1024
@@ -42,6 +43,7 @@ class ServerOptions:
     """Be the destination's only receiver, with a port for each process; for one run."""
     jobs: int = 1
     """Processes of a commit."""
+    durability: Durability = FULL
 
 
 def index_source(path: str) -> str | None:
@@ -58,7 +60,7 @@ class Receiver:
 
     def __init__(self, options: ServerOptions) -> None:
         """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
-        self._destination = destination = Destination(options.destination)
+        self._destination = destination = Destination(options.destination, options.durability)
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
         destination.sweep()
@@ -100,7 +102,7 @@ class Receiver:
 
 def serve(options: ServerOptions, ready: Callable[[str], None]) -> None:
     """Run a receiver until SIGTERM or SIGINT. Raises TarLikeError when it cannot start."""
-    destination = Destination(options.destination)
+    destination = Destination(options.destination, options.durability)
     destination.prepare()
     lock = destination.lock(exclusive=False)
     listener = bind(options.host, options.port)
@@ -207,8 +209,8 @@ class _Supervisor:
     def _start_commit(self, transfer_id: str, token: str) -> None:
         from tar_like.proxy.commit import run_commit
 
-        root, jobs = self._destination.root, self._options.jobs
-        self._commits.add(self._fork(lambda: run_commit(root, transfer_id, token, jobs)))
+        destination, jobs = self._destination, self._options.jobs
+        self._commits.add(self._fork(lambda: run_commit(destination, transfer_id, token, jobs)))
 
     def _fork(self, work: Callable[[], None]) -> int:
         parent = os.getpid()

@@ -8,6 +8,7 @@ Every answer comes from files, so any process on any host gives the same one. Th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -29,10 +30,11 @@ from tar_like.errors import (
 from tar_like.index import Index, validate
 from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
 from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.proxy import durable, ledger
-from tar_like.proxy.place import Destination
+from tar_like.proxy import ledger
+from tar_like.proxy.place import Destination, held
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
+from tar_like.proxy.verified import Verified
 from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0
@@ -56,6 +58,8 @@ class Transfer:
             self._staging = Staging(os.path.join(self.path, "stage"))
         except OSError:
             raise NotFound("There is no such transfer: offer its index first.") from None
+        self._verified = Verified(self.path)
+        self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self.path, "receipts"))
         self._plan: Plan | None = None
         self._log: ReceiptLog | None = None
@@ -87,7 +91,7 @@ class Transfer:
         """
         if block_size % PAGE or not PAGE <= block_size <= MAX_BLOCK_SIZE:
             raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
-        with _held(os.path.join(self.path, "plan.lock")):
+        with held(os.path.join(self.path, "plan.lock")):
             if not os.path.exists(self.plan_path):
                 self._make_plan(block_size)
         return self.status()
@@ -106,8 +110,9 @@ class Transfer:
                 )
                 build_plan(self._index, lacking, temporary, block_size)
             self._check_space(temporary)
-            durable.publish(kept, os.path.join(self.path, "kept.db"))
-            durable.publish(temporary, self.plan_path)
+            publish = self._destination.durability.publish
+            publish(kept, os.path.join(self.path, "kept.db"))
+            publish(temporary, self.plan_path)
         finally:
             self._destination.discard(folder)
 
@@ -140,14 +145,13 @@ class Transfer:
             return Status(id=self.id, state=OPEN, entries=self._index.entry_count)
         plan = self.plan()
         self._receipts.refresh()
-        verified = self.verified
         return Status(
             id=self.id,
             state=COMMITTING if self.committing else RECEIVING,
             block_size=plan.block_size,
             blocks=plan.block_count,
-            received=plan.block_count if verified else self._receipts.received,
-            durable=plan.block_count if verified else self._receipts.durable,
+            received=plan.block_count if self.verified else self._receipts.received,
+            durable=plan.block_count if self._verified.lasts else self._receipts.durable,
             bytes=plan.bytes,
             files=plan.files,
             entries=self._index.entry_count,
@@ -171,20 +175,17 @@ class Transfer:
 
     @property
     def verified(self) -> bool:
-        """Whether a commit has read everything back and synced it.
-
-        From then on no receipt matters any more, and staging must not be written to: its files
-        are on their way to their names.
-        """
-        return os.path.exists(os.path.join(self.path, "verified.db"))
+        """Whether a commit has read everything back: staging must not be written to any more."""
+        return bool(self._verified)
 
     def bitmaps(self) -> bytes:
         """The received blocks as bits, then the durable ones."""
         count = self.plan().block_count
-        if self.verified:
-            return 2 * bitmap(iter(range(count)), count)
+        every = bitmap(iter(range(count)), count)
+        if self._verified.lasts:
+            return 2 * every
         self._receipts.refresh()
-        received = bitmap(iter(self._receipts.blocks()), count)
+        received = every if self.verified else bitmap(iter(self._receipts.blocks()), count)
         return received + bitmap(iter(self._receipts.durable_blocks()), count)
 
     def check_length(self, block_size: int, block_no: int, length: int) -> None:
@@ -269,7 +270,8 @@ class Transfer:
     @property
     def checkpoint_due(self) -> bool:
         """Whether enough time or bytes passed since the last checkpoint."""
-        if self._log is None or not self._log.dirty:
+        lasts = self._destination.durability.lasts
+        if self._log is None or not lasts or not self._log.dirty:
             return False
         waited = time.monotonic() - self._last_checkpoint
         return waited >= CHECKPOINT_SECONDS or self._unsynced >= CHECKPOINT_BYTES
@@ -280,13 +282,13 @@ class Transfer:
         Raises ReceiverFailed when the sync fails; what it would have covered is forgotten then.
         """
         log = self._log
-        if log is None:
+        if log is None or not self._destination.durability.lasts:
             return
         self._last_checkpoint = time.monotonic()
         self._unsynced = 0
         mark = log.mark()
         try:
-            durable.sync_filesystem(self._staging.fd)
+            self._destination.durability.filesystem(self._staging.fd)
             log.checkpoint(mark)
         except OSError as error:
             log.distrust()
@@ -321,30 +323,23 @@ class Transfer:
             self.close()
 
 
-@contextlib.contextmanager
-def _held(path: str) -> Iterator[None]:
-    """Hold a lock file, across processes and hosts."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
 def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     """Take up an index that was written to ``folder/index.db``: validate, then publish.
 
     Raises IndexInvalid (nothing is kept then), OSError.
     """
-    validate(os.path.join(folder, "index.db"), transfer_id)
+    index = os.path.join(folder, "index.db")
+    validate(index, transfer_id)
+    destination.durability.file(index)
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
     with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
         room.write(b" " * 4096)  # so that a commit can say that the disk is full
-    with contextlib.suppress(OSError):  # another process was first, with the same index
-        durable.sync_directory(folder)
-        os.rename(folder, destination.transfer(transfer_id))
+    try:
+        destination.durability.publish(folder, destination.transfer(transfer_id))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then another was first with it
+            raise
 
 
 def read_progress(path: str) -> int:

@@ -61,14 +61,16 @@ class Transfers:
             return report
 
     def bitmaps(self, transfer_id: str) -> bytes:
-        """Bits of the received blocks, then of the durable ones; all set when complete."""
+        """Bits of the received blocks, then of the durable ones. Raises NotFound."""
         try:
             return self.get(transfer_id).bitmaps()
         except (NotFound, OSError):
             report = self.destination.read_report(transfer_id)
             if report is None:
                 raise
-            return 2 * bitmap(iter(range(report.blocks)), report.blocks)
+            return bitmap(iter(range(report.blocks)), report.blocks) + bitmap(
+                iter(range(report.durable)), report.blocks
+            )
 
     def all(self) -> list[Status]:
         """Every transfer that is not complete."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tar_like.index import BuildOptions, build_index
 from tar_like.proxy.commit import Outcome, read_outcome, run_commit
+from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer, offer
 from tar_like.source import Wanted
@@ -40,6 +41,7 @@ class Job:
         compress: str = "lz4",
         xattrs: bool = False,
         negotiate: bool = True,
+        durability: Durability = FULL,
     ) -> None:
         self.source, self.dest, self.compress = source, dest, compress
         self.index = source.with_name(f"{source.name}.db")
@@ -49,7 +51,7 @@ class Job:
         )
         self.id = build_index(reader, str(self.index), options).id
         reader.close()
-        self.destination = Destination(str(dest))
+        self.destination = Destination(str(dest), durability)
         self.destination.prepare()
         self.offer()
         self.transfer = Transfer(self.destination, self.id)
@@ -101,7 +103,7 @@ class Job:
         return missing
 
     def commit(self) -> Status | Outcome:
-        run_commit(str(self.dest), self.id, TOKEN, 1)
+        run_commit(self.destination, self.id, TOKEN, 1)
         if self.transfer.alive:
             outcome = read_outcome(self.transfer.path)
             assert outcome is not None and outcome.token == TOKEN

@@ -52,7 +52,8 @@ def test_no_other_text_is_a_size(text: str) -> None:
 
 @given(st.text(max_size=12))
 def test_no_text_raises_anything_but_a_usage_error(text: str) -> None:
-    for read in (config.size, config.block_size, config.count, config.compression):
+    readers = (config.size, config.block_size, config.count, config.compression, config.durability)
+    for read in readers:
         try:
             assert read(text) is not None
         except UsageError as error:

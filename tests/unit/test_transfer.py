@@ -418,8 +418,9 @@ def test_a_commit_without_all_blocks_says_so(job: Job) -> None:
 
 
 def test_a_commit_of_nothing_is_quiet(dest: Path) -> None:
-    Destination(str(dest)).prepare()
-    run_commit(str(dest), "0" * 64, "token", 1)
+    destination = Destination(str(dest))
+    destination.prepare()
+    run_commit(destination, "0" * 64, "token", 1)
     assert os.listdir(dest) == [".tar_like"]
 
 

@@ -1,0 +1,112 @@
+"""What --durability promises, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tar_like.errors import NotFound
+from tar_like.proxy import commit, durable, ledger, receipts, verified
+from tar_like.proxy.commit import _Commit
+from tar_like.proxy.durable import PROCESS
+from tar_like.proxy.transfers import Transfers
+from tar_like.wire import Status
+from tests import trees
+from tests.unit.receiver import Job
+
+
+@pytest.fixture
+def source(work: Path) -> Path:
+    folder = work / "src"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}").write_bytes(os.urandom(3000 + 1000 * number))
+    return folder
+
+
+def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, this machine has been started again."""
+    host = durable.machine().partition(b"\0")[0]
+    for module in (durable, receipts, ledger, verified, commit):
+        monkeypatch.setattr(module, "machine", lambda: host + b"\0the next boot")
+
+
+def test_without_syncs_nothing_is_called_durable(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise AssertionError("it synced")
+
+    for name in ("sync_filesystem", "sync_file", "sync_directory"):
+        monkeypatch.setattr(durable, name, fail)
+    job = Job(source, work / "dst", durability=PROCESS)
+    count = len(job.send())
+    assert not job.transfer.checkpoint_due
+    job.transfer.checkpoint()
+    assert (job.transfer.status().received, job.transfer.status().durable) == (count, 0)
+    report = job.commit()
+    assert isinstance(report, Status)
+    assert (report.state, report.received, report.durable) == ("complete", count, 0)
+    bits = Transfers(job.destination, lambda *_: None).bitmaps(job.id)
+    size = (count + 7) // 8
+    assert bits[size:] == bytes(size)
+    assert any(bits[:size])
+    trees.assert_same(source, job.dest)
+    job.close()
+
+
+def test_what_was_not_synced_ends_with_the_boot(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(source, work / "dst", durability=PROCESS)
+    job.send()
+    start_again(monkeypatch)
+    again = Job(source, work / "dst", durability=PROCESS)
+    count = again.transfer.plan().block_count
+    assert len(again.missing) == count
+    assert again.complete() == {}
+    with pytest.raises(NotFound):
+        again.transfer.status()
+    trees.assert_same(source, again.dest)
+    later = Job(source, work / "dst")
+    assert later.transfer.plan().block_count == 0, "in the same boot, the ledger holds"
+    monkeypatch.undo()  # and here is another one
+    shutil.rmtree(later.path)
+    last = Job(source, work / "dst")
+    assert last.transfer.plan().block_count == count, "a ledger that was not synced was believed"
+    assert last.complete() == {}
+    assert Job(source, work / "dst").transfer.plan().block_count == 0
+    for one in (job, again, later, last):
+        one.close()
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_verification_that_was_not_synced_ends_with_the_boot(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    job = Job(source, work / "dst", durability=PROCESS)
+    count = len(job.send())
+
+    def die(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Commit, "_apply", die)
+    with pytest.raises(KeyboardInterrupt):
+        job.commit()
+    monkeypatch.undo()
+    assert job.transfer.verified
+    assert (job.transfer.status().received, job.transfer.status().durable) == (count, 0)
+    start_again(monkeypatch)
+    if damage:
+        (job.path / "verified.db").write_bytes(b"")
+    again = Job(source, work / "dst", durability=PROCESS)
+    assert not again.transfer.verified
+    assert len(again.missing) == count
+    assert again.complete() == {}
+    trees.assert_same(source, again.dest)
+    job.close()
+    again.close()
