@@ -7,9 +7,11 @@
 Ranges are half-open, sizes are bytes, times are integer nanoseconds, paths are raw bytes
 relative to the root (the root itself is ``b""``).
 
-An extent of a page (4 KiB) or more starts at a multiple of a page; a smaller one never crosses
-a page. Block sizes are multiples of a page, so no page of any file is ever in two blocks, and a
-file smaller than a page lies in one block. The padding this costs is never sent.
+An extent of a page (4 KiB) or more starts at a multiple of a page; a smaller one starts at a
+multiple of a grain (256 bytes) and never crosses a page. Block sizes are multiples of a page, so no
+page of any file is ever in two blocks, and a file smaller than a page lies in one block. A block
+has no more pieces than grains, however small the files: that bounds what handling it takes. The
+padding this costs is never sent.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 PAGE = 4096
+GRAIN = 256
 MAX_BLOCK_SIZE = 1 << 30
 DEFAULT_BLOCK_SIZE = 8 << 20
 
@@ -92,8 +95,9 @@ def round_up(number: int, multiple: int = PAGE) -> int:
 
 def place(cursor: int, length: int) -> int:
     """The first offset at or after ``cursor`` where ``length`` bytes may start (see above)."""
-    if length < PAGE and cursor % PAGE + length <= PAGE:
-        return cursor
+    start = round_up(cursor, GRAIN)
+    if length < PAGE and start % PAGE + length <= PAGE:
+        return start
     return round_up(cursor)
 
 

@@ -9,7 +9,7 @@ from tar_like.database import connect_readonly, scratch
 from tar_like.errors import IndexInvalid
 
 APPLICATION_ID = 0x544C494B  # "TLIK"
-VERSION = 1
+VERSION = 2
 
 TABLES = (
     """CREATE TABLE meta (

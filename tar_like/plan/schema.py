@@ -1,7 +1,7 @@
 """The plan's tables."""
 
 APPLICATION_ID = 0x544C504C  # "TLPL"
-VERSION = 1
+VERSION = 2
 
 TABLES = (
     """CREATE TABLE meta (

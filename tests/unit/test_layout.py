@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tar_like.layout import (
+    GRAIN,
     PAGE,
     Extent,
     block_count,
@@ -30,6 +31,8 @@ def may_start(offset: int, length: int) -> bool:
     """The rule of layout's docstring, in other words than the code has for it."""
     if length >= PAGE:
         return offset % PAGE == 0
+    if offset % GRAIN:
+        return False
     return length == 0 or offset // PAGE == (offset + length - 1) // PAGE
 
 
@@ -38,6 +41,8 @@ def may_start(offset: int, length: int) -> bool:
 @example(PAGE - 1, 1)
 @example(PAGE - 1, 2)
 @example(1, PAGE)
+@example(1, 1)
+@example(PAGE - GRAIN + 1, 1)
 def test_place_is_the_first_offset_that_the_rule_allows(cursor: int, length: int) -> None:
     allowed = (at for at in range(cursor, cursor + PAGE + 1) if may_start(at, length))
     assert place(cursor, length) == next(allowed)

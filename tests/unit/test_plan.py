@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tar_like.errors import IndexInvalid
 from tar_like.index import Index
-from tar_like.layout import PAGE, Entry, Extent, Piece
+from tar_like.layout import GRAIN, PAGE, Entry, Extent, Piece
 from tar_like.plan import Plan, build_plan
 from tar_like.proxy.verify import units
 from tests.unit.indexes import Segment, edit, file, folder, numbered, root, write
@@ -62,6 +62,7 @@ class Case:
                 continue
             for start, stop in ((0, size),) if ranges is None else ranges:
                 length = stop - start
+                found += [None] * (-len(found) % GRAIN)
                 if length >= PAGE or len(found) % PAGE + length > PAGE:
                     found += [None] * (-len(found) % PAGE)
                 found += [(n, at) for at in range(start, stop)]
@@ -216,7 +217,7 @@ def test_many_small_files_are_cut_by_their_number() -> None:
     case = Case((1,) * count, (True,) * count, (None,) * count, 1)
     with planned(case) as plan:
         cuts = list(plan.file_starts(1 << 40))
-        assert cuts == [0, 2000, 4000]
+        assert cuts == [0, 2000 * GRAIN, 4000 * GRAIN]
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_a_plan_of_another_index_is_refused(files: tuple[Path, Path], tmp_path: 
 @pytest.mark.parametrize(
     "statement",
     [
-        "PRAGMA user_version=2",
+        "PRAGMA user_version=1",
         "PRAGMA application_id=1",
         "DELETE FROM meta",
         "DELETE FROM meta WHERE key = 'index'",
