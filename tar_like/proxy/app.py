@@ -96,6 +96,8 @@ class _Service:
     def __init__(self, transfers: Transfers, threads: int) -> None:
         self._transfers = transfers
         self._executor = ThreadPoolExecutor(threads, "receive")
+        self._healths = ThreadPoolExecutor(1, "health")
+        """Apart: who is busy is not ill, and a balancer must not hear otherwise."""
         self._buffers = _Buffers(BODIES_IN_FLIGHT)
 
     @contextlib.asynccontextmanager
@@ -107,6 +109,7 @@ class _Service:
             task.cancel()
             await self._run(self._transfers.close)
             self._executor.shutdown()
+            self._healths.shutdown(wait=False)  # it may hang where the destination does
 
     async def _checkpoints(self) -> None:
         while True:
@@ -119,7 +122,8 @@ class _Service:
 
     async def health(self, _: Request) -> Response:
         home = self._transfers.destination.home
-        writable = await self._run(lambda: os.access(home, os.W_OK))
+        loop = asyncio.get_running_loop()
+        writable = await loop.run_in_executor(self._healths, os.access, home, os.W_OK)
         return PlainTextResponse("ok\n" if writable else "not writable\n", 200 if writable else 503)
 
     async def index(self, _: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import http.client
 import json
 import os
@@ -605,6 +606,27 @@ def test_the_page_escapes_what_it_shows() -> None:
     text = app._page([status])
     assert "<script>" not in text and "<b>" not in text
     assert "&lt;script&gt;&amp;" in text
+
+
+def test_health_is_answered_while_all_threads_wait(sender: Sender) -> None:
+    """What a balancer asks must not stand in line behind the work."""
+    lock = sender.receiver.dest / ".tar_like/transfers" / sender.id / "plan.lock"
+    threads = [threading.Thread(target=sender.negotiate) for _ in range(8)]
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for thread in threads:
+            thread.start()
+        wait_for("every thread to wait", lambda: _waiting_for(lock) >= 4)
+        assert sender.receiver.ask("GET", "/healthz").body == b"ok\n"
+    for thread in threads:
+        thread.join()
+
+
+def _waiting_for(path: Path) -> int:
+    """How many wait for a file's lock (proc(5))."""
+    number = f":{path.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum(1 for line in lines if "->" in line and number in line)
 
 
 def test_a_stranger_among_the_transfers_does_no_harm(receiver: Receiver, work: Path) -> None:
