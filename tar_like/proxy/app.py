@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import html
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,6 +35,7 @@ from tar_like.errors import (
     TooLarge,
     UsageError,
 )
+from tar_like.proxy.staging import mapped
 from tar_like.proxy.transfer import map_write_error, offer
 from tar_like.proxy.transfers import Transfers
 from tar_like.wire import (
@@ -114,8 +115,10 @@ class _Service:
     async def _checkpoints(self) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_POLL)
-            with contextlib.suppress(ReceiverFailed):  # receipts are dropped: blocks come again
+            try:
                 await self._run(self._transfers.checkpoint_due)
+            except ReceiverFailed as error:  # receipts are dropped: blocks come again
+                sys.stderr.write(f"tar-like: {error}\n")
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -316,14 +319,16 @@ async def _http_problem(_: Request, error: Exception) -> Response:
 
 async def _os_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    mapped = map_write_error(error)
-    assert isinstance(mapped, TarLikeError)
-    return _problem_document(mapped.slug, mapped.http_status, str(mapped))
+    known = map_write_error(error)
+    assert isinstance(known, TarLikeError)
+    return await _problem(_, known)
 
 
 async def _records_problem(_: Request, error: Exception) -> Response:
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return await _os_problem(_, OSError(errno.ENOSPC, ""))
+    assert isinstance(error, sqlite3.Error)
+    known = mapped(error)
+    if isinstance(known, TarLikeError):
+        return await _problem(_, known)
     return _problem_document(
         ReceiverFailed.slug,
         ReceiverFailed.http_status,

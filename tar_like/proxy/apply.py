@@ -28,6 +28,7 @@ from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.staging import Staging
 from tar_like.wire import Failure
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -303,6 +304,9 @@ class _Changed(Exception):
 
 
 def _failed(entry: Entry, error: OSError) -> Failure:
+    """What is in the way of one entry. Raises the error where it is in the way of every one."""
+    if error.errno in _OF_THE_DISK:
+        raise error
     reason = f"cannot be put in place: {cause(error)}"
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         reason = "cannot be put in place: a directory that is not empty has its name"

@@ -11,6 +11,7 @@ error says what is in the way.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ from tar_like.layout import FILE
 from tar_like.plan import Plan
 from tar_like.process import start_pool_worker
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.ledger import LANDED, UNSYNCED, Landed
 from tar_like.proxy.place import Destination, held
@@ -97,13 +99,8 @@ def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome |
         return _Commit(destination, transfer_id, jobs).run()
     except TarLikeError as error:
         return Outcome(token="", error=str(error), http_status=error.http_status)
-    except OSError as error:
-        known = mapped(error)
-        if isinstance(known, TarLikeError):
-            return Outcome(token="", error=str(known), http_status=known.http_status)
-        return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
-    except sqlite3.Error as error:
-        return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+    except (OSError, sqlite3.Error) as error:
+        return _failed(error)
     except BrokenExecutor:
         text = "A process of the commit was killed, for want of memory maybe: run it again."
         return Outcome(token="", error=text)
@@ -111,6 +108,15 @@ def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome |
         traceback.print_exc()
         text = f"The commit failed unexpectedly ({type(error).__name__}): see the receiver's log."
         return Outcome(token="", error=text)
+
+
+def _failed(error: OSError | sqlite3.Error) -> Outcome:
+    known = mapped(error)
+    if isinstance(known, TarLikeError):
+        return Outcome(token="", error=str(known), http_status=known.http_status)
+    if isinstance(error, OSError):
+        return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
+    return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
 
 
 def _write_outcome(path: str, outcome: Outcome) -> None:
@@ -184,7 +190,7 @@ class _Commit:
         if bad:
             self._revoke(bad)
             return len(bad)
-        self._sync()
+        self._sync_staged()
         self._verified.publish(self._destination.durability)
         return 0
 
@@ -294,6 +300,14 @@ class _Commit:
             failures=failures,
         )
 
+    def _sync_staged(self) -> None:
+        """Raises OSError; what was staged since the last checkpoint must be sent again then."""
+        try:
+            self._sync()
+        except OSError:
+            distrust(self._destination)
+            raise
+
     def _sync(self) -> None:
         fd = os.open(self._destination.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -314,7 +328,7 @@ class _Progress:
         self._count += count
         if time.monotonic() - self._last > 0.2:
             self._last = time.monotonic()
-            with open(self._path, "w", encoding="ascii") as file:
+            with contextlib.suppress(OSError), open(self._path, "w", encoding="ascii") as file:
                 file.write(str(self._count))
 
 

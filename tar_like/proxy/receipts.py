@@ -8,12 +8,14 @@
       O  block:u64 epoch:u32 entry:u64 start:u64 reason:u32
                                    a source could not give this piece (or, start = 2^64-1, gave
                                    other bytes of this entry later); goes before its block
-      C  position:u64                  the records before this position of the log are durable
+      C  position:u64                  what the records before this position speak of is synced
+      D                                the ``C`` before it is synced too: those are durable
       R  block:u64 epoch:u32           receipts up to this epoch are void (verification failed)
 
-A record is appended after the bytes it speaks of were written; ``C`` after they were synced. A
-torn tail is no record. After a crash of the machine only what a ``C`` covers counts: the log
-knows the boot it was written in.
+A record is appended after the bytes it speaks of were written; ``C`` after they were synced,
+``D`` after the log was. A torn tail is no record. After a crash of the machine only what a ``C``
+covers counts: the log knows the boot it was written in. Until then only what a ``D`` covers is
+called durable: a ``C`` may be seen before it is on the disk.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ NO_PIECE = (1 << 64) - 1
 _REVOKE = struct.Struct("<QI")
 _CHECKPOINT = struct.Struct("<Q")
 _CHECKPOINT_SIZE = _HEAD.size + _CHECKPOINT.size + _SUM.size
+_DURABLE_SIZE = _HEAD.size + _SUM.size
 _MAX_PAYLOAD = 4096
 
 
@@ -76,10 +79,16 @@ class ReceiptLog:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.log"
         self.path = os.path.join(self._directory, name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
-        self._end = 0
-        self._append(_record(b"H", machine()))
-        self._synced = self._end
+        fd = os.open(self.path, flags, 0o600)
+        head = _record(b"H", machine())
+        try:
+            write_all(fd, head, 0)
+        except OSError:  # a log without its head would be believed after a power cut
+            os.close(fd)
+            os.unlink(self.path)
+            raise
+        self._fd = fd
+        self._end = self._synced = len(head)
 
     @property
     def dirty(self) -> int:
@@ -111,20 +120,26 @@ class ReceiptLog:
         """Call after the filesystem was synced since ``mark``. Raises OSError."""
         with self._lock:
             os.fsync(self._append(_record(b"C", _CHECKPOINT.pack(mark))))
-            self._synced = mark if mark + _CHECKPOINT_SIZE < self._end else self._end
+            self._append(_record(b"D", b""))
+            nothing_since = mark + _CHECKPOINT_SIZE + _DURABLE_SIZE == self._end
+            self._synced = self._end if nothing_since else mark
 
     def distrust(self) -> None:
         """After a failed sync: drop every record since the last checkpoint. Raises OSError.
 
         The log ends there; what comes goes to a new one, so that whoever has read further sees
-        for ever that this one was cut.
+        for ever that this one was cut. One that cannot be cut is removed.
         """
         with self._lock:
             if self._fd is not None:
-                os.ftruncate(self._fd, self._synced)
-                os.close(self._fd)
-                self._fd = None
-                self._end = self._synced = 0
+                fd, self._fd = self._fd, None
+                try:
+                    os.ftruncate(fd, self._synced)
+                except OSError:
+                    os.unlink(self.path)
+                finally:
+                    self._end = self._synced = 0
+                    os.close(fd)
 
     def close(self) -> None:
         """Close the file; done by itself when nobody has this object any more."""
@@ -252,17 +267,28 @@ class Receipts:
             if not state.lost:
                 self._add(block_no, Receipt(epoch, digest))
         elif kind == b"C":
-            (mark,) = _CHECKPOINT.unpack(payload)
-            for position, block_no, receipt in state.pending:
-                if position < mark and self._add(block_no, receipt):
-                    self._durable.add(block_no)
-            state.pending = [waiting for waiting in state.pending if waiting[0] >= mark]
+            self._cover(state, *_CHECKPOINT.unpack(payload))
+        elif kind == b"D":
+            self._end_checkpoint(state)
         elif kind == b"O":
-            omitted = Omitted._make(_OMIT.unpack(payload))
-            if omitted.epoch > self._void.get(omitted.block_no, -1):
-                self._omitted.setdefault(omitted.block_no, []).append(omitted)
+            self._omit(Omitted._make(_OMIT.unpack(payload)))
         elif kind == b"R":
             self._revoke(*_REVOKE.unpack(payload))
+
+    def _cover(self, state: _LogState, mark: int) -> None:
+        for position, block_no, receipt in state.pending:
+            if position < mark and self._add(block_no, receipt):
+                state.covered.append((block_no, receipt))
+        state.pending = [waiting for waiting in state.pending if waiting[0] >= mark]
+        if state.lost:  # what is read after a crash is on the disk
+            self._end_checkpoint(state)
+
+    def _end_checkpoint(self, state: _LogState) -> None:
+        for block_no, receipt in state.covered:
+            known = self._blocks.get(block_no)
+            if known is not None and known.epoch == receipt.epoch:
+                self._durable.add(block_no)
+        state.covered = []
 
     def _add(self, block_no: int, receipt: Receipt) -> bool:
         if receipt.epoch <= self._void.get(block_no, -1):
@@ -276,6 +302,10 @@ class Receipts:
         elif known.digest != receipt.digest:
             self._others.setdefault(block_no, set()).add(receipt.digest)
         return True
+
+    def _omit(self, omitted: Omitted) -> None:
+        if omitted.epoch > self._void.get(omitted.block_no, -1):
+            self._omitted.setdefault(omitted.block_no, []).append(omitted)
 
     def _revoke(self, block_no: int, epoch: int) -> None:
         self._void[block_no] = max(epoch, self._void.get(block_no, -1))
@@ -293,7 +323,7 @@ class Receipts:
 
 
 class _LogState:
-    __slots__ = ("lost", "pending", "position")
+    __slots__ = ("covered", "lost", "pending", "position")
 
     def __init__(self) -> None:
         self.position = 0
@@ -301,6 +331,8 @@ class _LogState:
         """The log is of an earlier boot of this host: only what a checkpoint covers counts."""
         self.pending: list[tuple[int, int, Receipt]] = []
         """(position in the log, block, receipt) that no checkpoint covers yet."""
+        self.covered: list[tuple[int, Receipt]] = []
+        """Blocks that a ``C`` covers, and no ``D`` yet."""
 
 
 def _record(kind: bytes, payload: bytes) -> bytes:

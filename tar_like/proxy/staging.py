@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import weakref
 
 from tar_like.errors import NoSpace
@@ -87,8 +88,9 @@ class Staging:
         )
 
 
-def mapped(error: OSError) -> Exception:
+def mapped(error: OSError | sqlite3.Error) -> Exception:
     """A full disk as our own error; everything else as it is."""
-    if error.errno in _FULL:
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _FULL or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return NoSpace("The destination's disk is full: make room, then run the same again.")
     return error

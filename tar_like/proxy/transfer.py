@@ -20,7 +20,6 @@ from tar_like.codec import CHANGED
 from tar_like.errors import (
     BlockInvalid,
     Conflict,
-    NoSpace,
     NotFound,
     ReceiverFailed,
     TooLarge,
@@ -30,7 +29,8 @@ from tar_like.errors import (
 from tar_like.index import Index, validate
 from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
 from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.proxy import ledger
+from tar_like.proxy import ledger, room
+from tar_like.proxy.doubt import distrust
 from tar_like.proxy.place import Destination, held
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
@@ -39,8 +39,6 @@ from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_BYTES = 1 << 30
-RESERVE = 1 << 20
-"""Bytes to leave free beyond what a plan needs."""
 
 
 class Transfer:
@@ -94,6 +92,7 @@ class Transfer:
         with held(os.path.join(self.path, "plan.lock")):
             if not os.path.exists(self.plan_path):
                 self._make_plan(block_size)
+            self._check_room()
         return self.status()
 
     def _make_plan(self, block_size: int) -> None:
@@ -109,23 +108,18 @@ class Transfer:
                     self._index, self._destination.ledger, self._destination.root, kept
                 )
                 build_plan(self._index, lacking, temporary, block_size)
-            self._check_space(temporary)
             publish = self._destination.durability.publish
             publish(kept, os.path.join(self.path, "kept.db"))
             publish(temporary, self.plan_path)
         finally:
             self._destination.discard(folder)
 
-    def _check_space(self, plan_path: str) -> None:
-        plan = Plan(plan_path, self.index_path)
-        needed = plan.bytes + RESERVE
-        plan.close()
-        room = os.statvfs(self.path)
-        if needed > room.f_bavail * room.f_frsize:
-            raise NoSpace(
-                f"The destination has too little space: {room.f_bavail * room.f_frsize} bytes are "
-                f"free, {needed} are needed. Make room, then run the same again."
-            )
+    def _check_room(self) -> None:
+        """Refuse what cannot fit before it is sent; all is staged once it is verified."""
+        if not self.verified:
+            plan = self.plan()
+            self._receipts.refresh()
+            room.check(self.path, plan, plan.block_count - self._receipts.received)
 
     def plan(self) -> Plan:
         """The plan. Raises NotFound before it was negotiated."""
@@ -291,9 +285,19 @@ class Transfer:
             self._destination.durability.filesystem(self._staging.fd)
             log.checkpoint(mark)
         except OSError as error:
-            log.distrust()
+            self._distrust(log)
             raise ReceiverFailed(
                 f"The destination cannot be synced ({cause(error)}): blocks must be sent again."
+            ) from None
+
+    def _distrust(self, log: ReceiptLog) -> None:
+        try:
+            log.distrust()
+            distrust(self._destination)
+        except OSError as error:
+            raise ReceiverFailed(
+                f"The destination cannot be synced, and no record of that be made "
+                f"({cause(error)}): restart the receiver when its disk is well."
             ) from None
 
     def _own_log(self) -> ReceiptLog:
