@@ -114,7 +114,8 @@ def _throughput(folder: Path, count: int) -> tuple[float, float]:
     transfer = str(index(folder / "src", folder / "db")["id"])
     with Hosts(count, mbit=MBIT) as net, ExitStack() as stack:
         redis = stack.enter_context(Redis(folder, host=net.address, prefix=net.hub()))
-        proxy = _start(stack, net.hub(), "proxy", "-b", folder / "dst", "--host", net.address, 8000)
+        options = ("-b", folder / "dst", "--host", net.address, "--no-auth")
+        proxy = _start(stack, net.hub(), "proxy", *options, 8000)
         wait_for("the proxy", lambda: b"listening" in proxy.stderr(), unless=proxy.ended)
         with net.inside():
             wait_for("redis-server", redis.answers)  # the connection made here stays on the hub

@@ -12,13 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tar_like.errors import UsageError
+from tar_like.errors import UsageError, cause
 from tar_like.layout import DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, round_up
 
 DEFAULT_PORT = 8000
 DEFAULT_DB = "tar_like.db"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
+"""Source: RFC 6750, section 2.1."""
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
@@ -57,6 +59,20 @@ class S3Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """How a sender knows its receivers, and how they know the sender."""
+
+    ca_bundle: str = ""
+    """A file with the CAs that sign the receivers' certificates; empty for the system's."""
+    verify: bool = True
+    """Whether their certificates are checked."""
+    token: str = field(default="", repr=False)
+    """What they are shown; empty for nothing."""
+    certificate: str = ""
+    """A file with the sender's own certificate and its key; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What holds where no flag says otherwise."""
 
@@ -66,11 +82,20 @@ class Settings:
     processes: int = 1
     block_size: int = DEFAULT_BLOCK_SIZE
     compress: str = "auto"
-    ca_bundle: str | None = None
+    ca_bundle: str = ""
+    client_cert: str = ""
     redis_url: str = ""
     """The Redis that hands out the work; empty for none."""
     durability: str = "full"
     """What an acknowledgement of a receiver survives: ``full`` or ``process``."""
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    """A sender shows the first one; a receiver takes each of them."""
+    jwt_keys: str = ""
+    """A folder with public keys: a receiver takes tokens that are signed with theirs."""
+    audience: str = "tar-like"
+    """Whom signed tokens are for."""
+    tls_cert: str = ""
+    tls_key: str = ""
     cache: str = ""
     """Where indexes and plans of other hosts' transfers are kept."""
     s3: S3Settings = field(default_factory=S3Settings)
@@ -91,9 +116,16 @@ def from_mapping(values: Mapping[str, str]) -> Settings:
         processes=count(values.get("TARLIKE_PROCESSES", str(_cores()))),
         block_size=block_size(values.get("TARLIKE_BLOCK_SIZE", str(default.block_size)))[0],
         compress=values.get("TARLIKE_COMPRESS", default.compress),
-        ca_bundle=values.get("TARLIKE_CA_BUNDLE") or None,
+        ca_bundle=values.get("TARLIKE_CA_BUNDLE", default.ca_bundle),
+        client_cert=values.get("TARLIKE_CLIENT_CERT", default.client_cert),
         redis_url=values.get("TARLIKE_REDIS_URL", default.redis_url),
         durability=durability(values.get("TARLIKE_DURABILITY", default.durability)),
+        tokens=tokens(values.get("TARLIKE_TOKEN", ""))
+        or token_file(values.get("TARLIKE_TOKEN_FILE", "")),
+        jwt_keys=os.path.expanduser(values.get("TARLIKE_JWT_KEYS", default.jwt_keys)),
+        audience=values.get("TARLIKE_AUDIENCE", default.audience),
+        tls_cert=values.get("TARLIKE_TLS_CERT", default.tls_cert),
+        tls_key=values.get("TARLIKE_TLS_KEY", default.tls_key),
         cache=os.path.expanduser(values.get("TARLIKE_CACHE") or _cache(values)),
         s3=_s3(values),
     )
@@ -146,6 +178,29 @@ def hcp_keys(user: str, password: str) -> tuple[str, str]:
     """
     secret = hashlib.md5(password.encode(), usedforsecurity=False).hexdigest()
     return base64.b64encode(user.encode()).decode(), secret
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """Tokens with spaces or lines between them. Raises UsageError, which shows none of them."""
+    found = tuple(text.split())
+    if not all(_TOKEN.fullmatch(one) for one in found):
+        raise UsageError("The token has a character that no token has: 'tar-like token random'.")
+    return found
+
+
+def token_file(path: str) -> tuple[str, ...]:
+    """The tokens in a file; none for no path. Raises UsageError."""
+    if not path:
+        return ()
+    try:
+        with open(os.path.expanduser(path), encoding="ascii") as file:
+            found = tokens(file.read(1 << 16))
+    except (OSError, UnicodeDecodeError) as error:
+        text = cause(error) if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"The token file {path} cannot be read: {text}.") from None
+    if not found:
+        raise UsageError(f"The token file {path} is empty.")
+    return found
 
 
 def switch(text: str) -> bool:
@@ -204,6 +259,14 @@ def seconds(text: str) -> int:
     if not re.fullmatch("[0-9]{1,8}", text) or not int(text):
         raise UsageError(f"{text!r} is no number of seconds.")
     return int(text)
+
+
+def duration(text: str) -> int:
+    """Seconds from a text such as ``90``, ``12h`` or ``7d``. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,8})([smhd]?)", text.strip())
+    if match is None or not int(match[1]):
+        raise UsageError(f"{text!r} is no length of time: write 90s, 15m, 12h or 7d.")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def size(text: str) -> int:

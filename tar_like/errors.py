@@ -32,6 +32,20 @@ class UsageError(TarLikeError):
     slug = "usage"
 
 
+class Unauthorized(TarLikeError):
+    """No token, or one that is not valid here."""
+
+    http_status = 401
+    slug = "unauthorized"
+
+
+class Forbidden(TarLikeError):
+    """A token that is valid, for something else."""
+
+    http_status = 403
+    slug = "forbidden"
+
+
 class IndexInvalid(TarLikeError):
     """A database is no index of this version, or its rows break a rule."""
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tar_like.config import Trust
 from tar_like.errors import SourceUnusable, TarLikeError
 from tar_like.layout import Piece
 from tar_like.plan import Plan
@@ -54,8 +55,9 @@ class WorkerOptions:
     """Read from here, whatever the order says."""
     urls: tuple[str, ...] = ()
     """Send to these receivers, whatever the order says."""
-    ca_bundle: str | None = None
-    verify_tls: bool = True
+    trust: Trust = field(default_factory=Trust)
+    trusted: tuple[str, ...] = ()
+    """The receivers that are shown the token and the certificate: an order may name any."""
     burst: bool = False
     """Leave when the queue is empty."""
     max_idle: int | None = None
@@ -199,13 +201,18 @@ class Runtime:
             wait(count)
             self._pulse.pace(count)
 
+        url = urls[self._number % len(urls)]
         return Client(
-            urls[self._number % len(urls)],
-            ca_bundle=self._options.ca_bundle,
-            verify=self._options.verify_tls,
+            url,
+            trust=self._trust(url),
             attempts=ATTEMPTS,
             pace=pace,
         )
+
+    def _trust(self, url: str) -> Trust:
+        """The token is not for whomever somebody who writes to Redis may think of."""
+        trust = self._options.trust
+        return trust if url in self._options.trusted else replace(trust, token="", certificate="")
 
     def _probe(self, ready: _Ready, order: Order) -> None:
         """Raises SourceUnusable when nothing of the tree is seen from here: a mount is missing.

@@ -67,8 +67,39 @@ def add_send_arguments(parser: argparse.ArgumentParser, settings: config.Setting
         "--compress", default=settings.compress, metavar="HOW",
         help="auto (default: while it helps), lz4 or none",
     )  # fmt: skip
+    add_receiver_arguments(parser)
+
+
+def add_receiver_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to trust a receiver, and be trusted by it."""
     parser.add_argument(
         "--ignore-ca", action="store_true", help="do not verify the receiver's certificate"
+    )
+    add_token_argument(parser, "show the receiver the token in this file")
+
+
+def add_token_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Tokens are never on the command line, where others see them."""
+    parser.add_argument(
+        "--token-file", metavar="FILE", help=f"{what} (default: TARLIKE_TOKEN of the settings)"
+    )
+
+
+def tokens(options: argparse.Namespace, settings: config.Settings) -> tuple[str, ...]:
+    """The tokens of the file that is named, or else of the settings. Raises UsageError."""
+    return config.token_file(options.token_file or "") or settings.tokens
+
+
+def trust(options: argparse.Namespace, settings: config.Settings) -> config.Trust:
+    """How to deal with receivers. Raises UsageError for files that are not there."""
+    for path in (settings.ca_bundle, settings.client_cert):
+        if path and not os.access(path, os.R_OK):
+            raise UsageError(f"The certificates {path} of the settings cannot be read.")
+    return config.Trust(
+        ca_bundle=settings.ca_bundle,
+        verify=not options.ignore_ca,
+        token=next(iter(tokens(options, settings)), ""),
+        certificate=settings.client_cert,
     )
 
 

@@ -10,13 +10,16 @@ from tar_like.cli.output import Output
 HELP = "receive trees into a folder, over HTTP"
 DESCRIPTION = """\
 Run a receiver. Senders name its URL, http://HOST:PORT/tar. Several may serve one folder, also
-from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back. It
-speaks plain HTTP and asks for no password: let only those reach the port who may write to DEST.
+from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back.
+
+Who may write to DEST shows a token: one that is also in the receiver's settings (TARLIKE_TOKEN), or
+one that is signed with a key whose public half lies in a folder (--jwt-keys, see 'tar-like token
+--help'). Without either, only this machine may be listened to, unless --no-auth says otherwise.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
-    from tar_like.cli.common import add_durability_argument
+    from tar_like.cli.common import add_durability_argument, add_token_argument
 
     parser.add_argument(
         "-b", dest="base", metavar="DEST", default=settings.base,
@@ -35,9 +38,30 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         help="serving processes (default: one a core)",
     )  # fmt: skip
     add_durability_argument(parser, settings)
+    add_token_argument(parser, "take the tokens in this file")
+    parser.add_argument(
+        "--jwt-keys", metavar="FOLDER", default=settings.jwt_keys,
+        help="take tokens that are signed for the public keys in here (*-public*.pem)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--audience", metavar="NAME", default=settings.audience,
+        help="whom signed tokens must be for (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-auth", action="store_true",
+        help="ask nobody for a token: whoever reaches the port may write to DEST",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", default=settings.tls_cert,
+        help="speak TLS with this certificate (PEM, with its chain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-key", metavar="FILE", default=settings.tls_key, help="the certificate's key (PEM)"
+    )
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli.common import tokens
     from tar_like.errors import OK, UsageError
     from tar_like.proxy import durable
     from tar_like.proxy.server import ServerOptions, serve
@@ -53,6 +77,13 @@ def run(options: argparse.Namespace, output: Output) -> int:
             processes=processes,
             jobs=processes,
             durability=durable.BY_NAME[config.durability(options.durability)],
+            tokens=tokens(options, config.load()),
+            jwt_keys=options.jwt_keys,
+            audience=options.audience,
+            no_auth=options.no_auth,
+            tls=(options.tls_cert, options.tls_key or options.tls_cert)
+            if options.tls_cert
+            else None,
         ),
         lambda url: output.error(f"listening on {url}"),
     )

@@ -19,15 +19,15 @@ EVERY = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_receiver_arguments
+
     parser.add_argument(
         "url", metavar="URL", nargs="?", default=settings.url,
         help="the receiver (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--redis", metavar="URL", help="the Redis that hands out the work")
     parser.add_argument("--watch", action="store_true", help="look again every second")
-    parser.add_argument(
-        "--ignore-ca", action="store_true", help="do not verify the receiver's certificate"
-    )
+    add_receiver_arguments(parser)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -49,11 +49,10 @@ class _Receiver:
     """Looks at a receiver; rates come from what changed since the last look."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from tar_like.cli.common import trust
         from tar_like.upload.client import Client
 
-        self._client = Client(
-            options.url, ca_bundle=config.load().ca_bundle, verify=not options.ignore_ca
-        )
+        self._client = Client(options.url, trust=trust(options, config.load()))
         self._before: dict[str, tuple[float, int]] = {}
 
     def __call__(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, build_options, forbid_inside
+    from tar_like.cli.common import block_size, build_options, forbid_inside, trust
     from tar_like.cli.s3 import s3_settings
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
@@ -70,8 +70,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         block_size=block_size(options, output),
         processes=config.count(options.processes),
         compress=config.compression(options.compress),
-        ca_bundle=settings.ca_bundle,
-        verify_tls=not options.ignore_ca,
+        trust=trust(options, settings),
         limit=config.size(options.limit),
         s3=s3_settings(options, settings),
     )
@@ -106,7 +105,9 @@ def _sync_to_folder(
         durability=durable.BY_NAME[config.durability(options.durability)],
     )
     with Receiver(serving) as receiver:
-        upload = replace(upload, urls=tuple(receiver.urls))
+        upload = replace(
+            upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
+        )
         return _sync(options, build, upload, output, receiver.drop_superseded)
 
 

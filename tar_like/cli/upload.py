@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, first_interrupt, report_upload
+    from tar_like.cli.common import block_size, first_interrupt, report_upload, trust
     from tar_like.cli.s3 import s3_settings
     from tar_like.index import Index
     from tar_like.source import open_source
@@ -77,8 +77,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             last=last,
             ignore_done=options.ignore_done,
             compress=config.compression(options.compress),
-            ca_bundle=settings.ca_bundle,
-            verify_tls=not options.ignore_ca,
+            trust=trust(options, settings),
             record=options.record,
             limit=config.size(options.limit),
             s3=s3,

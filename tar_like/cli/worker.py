@@ -12,12 +12,14 @@ HELP = "send blocks for others, as told through Redis"
 DESCRIPTION = """\
 Take ranges of blocks from Redis and send them to the receiver, on this host. Needs Redis, the
 receiver, and the source: the same folder as the uploading command names, or another one (-b).
-Workers may come and go at any time. SIGTERM or Ctrl-C: finish the block, hand back the rest,
+The receiver is shown the token of this host's settings if it is the one that -u or the settings
+name. Workers may come and go at any time. SIGTERM or Ctrl-C: finish the block, hand back the rest,
 leave; again: leave at once.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) -> None:
+    from tar_like.cli.common import add_receiver_arguments
     from tar_like.cli.fanout import add_redis_argument
 
     add_redis_argument(parser, settings)
@@ -41,15 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         default=settings.cache,
         help="where indexes and plans are kept (default: %(default)s)",
     )
-    parser.add_argument(
-        "--ignore-ca", action="store_true", help="do not verify the receiver's certificate"
-    )
+    add_receiver_arguments(parser)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from dataclasses import asdict
 
-    from tar_like.cli.common import first_interrupt
+    from tar_like.cli.common import first_interrupt, trust
     from tar_like.errors import OK
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
@@ -61,15 +61,16 @@ def run(options: argparse.Namespace, output: Output) -> int:
     if options.base is not None:
         open_source(options.base).close()
     settings = config.load()
+    urls = tuple(checked_url(url) for url in options.urls or ())
     crew = Crew(
         WorkerOptions(
             redis_url=options.redis,
             cache=options.cache,
             processes=config.count(options.processes),
             base=options.base,
-            urls=tuple(checked_url(url) for url in options.urls or ()),
-            ca_bundle=settings.ca_bundle,
-            verify_tls=not options.ignore_ca,
+            urls=urls,
+            trust=trust(options, settings),
+            trusted=urls or (checked_url(settings.url),),
             burst=options.burst,
             max_idle=None if options.max_idle is None else config.seconds(options.max_idle),
         ),

@@ -1,6 +1,6 @@
 """The HTTP face of the receiver (docs/protocol.md).
 
-    request > route > (body streamed into one kept buffer) > a thread does the work > answer
+    request > may it? > route > (body into a kept buffer) > a thread does the work > answer
 
 Errors are RFC 9457 problem documents; a body needs Content-Length. The number of bodies in
 flight is bounded; beyond it the answer is 503 with Retry-After.
@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -35,13 +36,14 @@ from tar_like.errors import (
     TooLarge,
     UsageError,
 )
+from tar_like.proxy import problem
+from tar_like.proxy.access import Access, Guard
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.transfer import map_write_error, offer
 from tar_like.proxy.transfers import Transfers
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
-    PROBLEM,
     ROOT,
     Inflater,
     Status,
@@ -63,7 +65,7 @@ BUSY_AFTER = 10.0
 CHECKPOINT_POLL = 0.5
 
 
-def make_app(transfers: Transfers, *, threads: int = 4) -> Starlette:
+def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starlette:
     """The application that one serving process runs."""
     service = _Service(transfers, threads)
     one = f"{ROOT}/{{id}}"
@@ -88,7 +90,12 @@ def make_app(transfers: Transfers, *, threads: int = 4) -> Starlette:
         sqlite3.Error: _records_problem,
         ClientDisconnect: _gone,
     }
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
+    app = Starlette(
+        routes=routes,
+        exception_handlers=handlers,
+        lifespan=service.lifespan,
+        middleware=[Middleware(Guard, access)],
+    )
     app.router.redirect_slashes = False
     return app
 
@@ -299,20 +306,14 @@ def _answer(status: Status, code: int = 200) -> Response:
     return Response(status.to_json(), code, media_type="application/json")
 
 
-def _problem_document(slug: str, status: int, detail: str) -> Response:
-    body = {"type": f"urn:tar-like:{slug}", "title": slug, "status": status, "detail": detail}
-    headers = {"retry-after": "1"} if status == Busy.http_status else None
-    return Response(json.dumps(body), status, headers, media_type=PROBLEM)
-
-
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, TarLikeError)
-    return _problem_document(error.slug, error.http_status, str(error))
+    return problem.of(error)
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _problem_document("http", error.status_code, error.detail)
+    response = problem.document("http", error.status_code, error.detail)
     response.headers.update(error.headers or {})
     return response
 
@@ -321,15 +322,15 @@ async def _os_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     known = map_write_error(error)
     assert isinstance(known, TarLikeError)
-    return await _problem(_, known)
+    return problem.of(known)
 
 
 async def _records_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, sqlite3.Error)
     known = mapped(error)
     if isinstance(known, TarLikeError):
-        return await _problem(_, known)
-    return _problem_document(
+        return problem.of(known)
+    return problem.document(
         ReceiverFailed.slug,
         ReceiverFailed.http_status,
         f"The receiver's records cannot be read or written ({error}).",

@@ -10,20 +10,24 @@ shared. When the supervisor dies its children end too.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tar_like.errors import IndexInvalid, TarLikeError, UsageError, cause
 from tar_like.index import Index
 from tar_like.process import die_with_parent
+from tar_like.proxy.access import Access
 from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
+from tar_like.tokens import AUDIENCE, random_token
 
 BACKLOG = 1024
 KEEP_ALIVE = 75
@@ -44,6 +48,29 @@ class ServerOptions:
     jobs: int = 1
     """Processes of a commit."""
     durability: Durability = FULL
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    """Shared tokens that are taken."""
+    jwt_keys: str = ""
+    """A folder with public keys, for signed tokens."""
+    audience: str = AUDIENCE
+    """Whom signed tokens must be for."""
+    no_auth: bool = False
+    """Ask nobody for a token, wherever they come from."""
+    tls: tuple[str, str] | None = None
+    """The files of a certificate and of its key."""
+
+    def access(self) -> Access:
+        """Whom to let in. Raises UsageError."""
+        if self.no_auth:
+            return Access()
+        if not self.jwt_keys:
+            return Access(self.tokens)
+        from tar_like.signed import Keyring
+
+        keys = Keyring(self.jwt_keys, self.audience)
+        if not keys and not self.tokens:
+            raise UsageError(f"{self.jwt_keys} holds no public key (*-public*.pem).")
+        return Access(self.tokens, keys)
 
 
 def index_source(path: str) -> str | None:
@@ -56,10 +83,15 @@ def index_source(path: str) -> str | None:
 
 
 class Receiver:
-    """A supervisor in a child process, for the duration of one run."""
+    """A supervisor in a child process, for the duration of one run.
+
+    Other users of this machine reach its ports, so it asks for a token that only this run has.
+    """
 
     def __init__(self, options: ServerOptions) -> None:
         """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
+        self.token = random_token()
+        options = replace(options, tokens=(self.token,))
         self._destination = destination = Destination(options.destination, options.durability)
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
@@ -106,9 +138,18 @@ def serve(options: ServerOptions, ready: Callable[[str], None]) -> None:
     destination.prepare()
     lock = destination.lock(exclusive=False)
     listener = bind(options.host, options.port)
+    if not (options.access().asks or options.no_auth or _on_loopback(listener)):
+        raise UsageError(
+            "Without a token only this machine may be listened to: set TARLIKE_TOKEN ('tar-like "
+            "token random' makes one), or --jwt-keys, or say --no-auth."
+        )
+    _check_tls(options.tls)
     try:
         supervise(
-            destination, [listener] * options.processes, options, lambda: ready(_url(listener))
+            destination,
+            [listener] * options.processes,
+            options,
+            lambda: ready(_url(listener, tls=options.tls is not None)),
         )
     finally:
         listener.close()
@@ -134,9 +175,24 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _on_loopback(listener: socket.socket) -> bool:
+    address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _check_tls(tls: tuple[str, str] | None) -> None:
+    """Raises UsageError for a certificate and a key that do not go together."""
+    if tls is not None:
+        try:  # a key that has a password must not ask for it
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=lambda: "")
+        except OSError as error:
+            text = f"The certificate {tls[0]} with the key {tls[1]} cannot be used"
+            raise UsageError(f"{text} ({error.strerror or error}).") from None
+
+
+def _url(listener: socket.socket, *, tls: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/tar"
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/tar"
 
 
 def supervise(
@@ -157,6 +213,7 @@ class _Supervisor:
         self._destination = destination
         self._sockets = sockets
         self._options = options
+        self._access = options.access()
         self._reader, self._writer = os.pipe()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
@@ -196,8 +253,8 @@ class _Supervisor:
 
         pid = self._fork(
             lambda: serve_socket(
-                self._destination, listener, self._ask,
-                keep_alive=KEEP_ALIVE, shutdown=SHUTDOWN,
+                self._destination, listener, self._ask, self._access,
+                tls=self._options.tls, keep_alive=KEEP_ALIVE, shutdown=SHUTDOWN,
             )
         )  # fmt: skip
         self._servers[pid] = listener

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from tar_like.proxy.access import Access
 from tar_like.proxy.app import BODY_EXTENSION, make_app
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfers import CommitStarter, Transfers
@@ -73,12 +74,18 @@ def serve_socket(
     destination: Destination,
     listener: socket.socket,
     start_commit: CommitStarter,
+    access: Access,
     *,
+    tls: tuple[str, str] | None,
     keep_alive: int,
     shutdown: int,
 ) -> None:
-    """Serve until SIGTERM; requests in flight get ``shutdown`` seconds to end."""
-    app = make_app(Transfers(destination, start_commit))
+    """Serve until SIGTERM; requests in flight get ``shutdown`` seconds to end.
+
+    ``tls`` names the files of the certificate and of its key.
+    """
+    app = make_app(Transfers(destination, start_commit), access)
+    certificate, key = tls or (None, None)
     config = uvicorn.Config(
         app,
         http=BodyProtocol,
@@ -87,6 +94,8 @@ def serve_socket(
         log_level="warning",
         access_log=False,
         server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=shutdown,
     )

@@ -20,15 +20,18 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from tar_like import __version__
+from tar_like.config import Trust
 from tar_like.errors import (
     BlockInvalid,
     Busy,
     Conflict,
+    Forbidden,
     NoSpace,
     NotFound,
     ReceiverFailed,
     TarLikeError,
     TooLarge,
+    Unauthorized,
     Unreachable,
     UsageError,
 )
@@ -44,6 +47,7 @@ from tar_like.wire import (
 )
 
 T = TypeVar("T")
+_NO_TRUST = Trust()
 Pace = Callable[[int], None]
 """Called before so many bytes of a body go out; returns when they may."""
 
@@ -56,6 +60,8 @@ MAX_PLAN = 1 << 40
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _ERRORS: dict[int, type[TarLikeError]] = {
     400: UsageError,
+    401: Unauthorized,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
     413: TooLarge,
@@ -75,22 +81,23 @@ class Client:
         url: str,
         *,
         others: Iterable[str] = (),
-        ca_bundle: str | None = None,
-        verify: bool = True,
+        trust: Trust = _NO_TRUST,
         attempts: int = ATTEMPTS,
         pace: Pace | None = None,
     ) -> None:
-        """Raises UsageError for a URL that cannot be one."""
+        """All are trusted in the same way. Raises UsageError for a URL that cannot be one."""
         self._urls = deque(checked_url(one) for one in (url, *others))
         self._pace = pace
         self._session = requests.Session()
-        self._session.verify = ca_bundle if verify and ca_bundle else verify
+        self._session.verify = trust.ca_bundle or True if trust.verify else False
+        self._session.cert = trust.certificate or None
         self._session.headers["User-Agent"] = f"tar-like/{__version__}"
+        self._session.auth = _Bearer(trust.token) if trust.token else None
         self._session.mount("http://", HTTPAdapter(pool_maxsize=1))
         self._session.mount("https://", HTTPAdapter(pool_maxsize=1))
         if all(urlsplit(one).hostname in _LOOPBACK for one in self._urls):
             self._session.trust_env = False  # no proxy leads to loopback
-        if not verify:
+        if not trust.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
@@ -210,6 +217,11 @@ class Client:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(_root(error), ssl.SSLCertVerificationError):
                 raise _untrusted(self.url, error) from None
+            if _wants_certificate(_root(error)):
+                raise Unauthorized(
+                    f"{self.url} does not take this sender's certificate, or asks for one: name "
+                    "the right one in TARLIKE_CLIENT_CERT."
+                ) from None
             raise self._unreachable(error) from None  # also TLS that ends in mid-body
         if response.status_code >= 300:
             raise _problem(self.url, response)
@@ -220,6 +232,17 @@ class Client:
         mapped = _unreachable(self.url, error)
         self._urls.rotate(-1)
         return mapped
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Shows a token; nothing that ~/.netrc has for this host goes in its place."""
+
+    def __init__(self, token: str) -> None:
+        self._value = f"Bearer {token}"
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._value
+        return request
 
 
 class _Parts:
@@ -275,6 +298,12 @@ def _untrusted(url: str, error: Exception) -> TarLikeError:
     )
 
 
+def _wants_certificate(error: BaseException) -> bool:
+    """Whether the other side has said that it does not trust ours, or that it saw none."""
+    text = str(error)  # urllib3's copy of an SSLError has no reason
+    return "ALERT_CERTIFICATE" in text or "_ALERT_UNKNOWN_CA" in text or "ALERT_BAD_CERT" in text
+
+
 def _root(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__ or getattr(error, "reason", None)
@@ -307,6 +336,8 @@ def _problem(url: str, response: requests.Response) -> TarLikeError:
             return kind(detail)
         retry = slug == ReceiverFailed.slug or response.status_code in (502, 504)
         return ReceiverFailed(detail) if retry else TarLikeError(detail)
+    if kind in (Unauthorized, Forbidden):
+        return kind(f"What answers at {url} wants other credentials: see TARLIKE_TOKEN.")
     if response.status_code in (502, 503, 504):
         return Busy(f"Something in front of {url} answers {response.status_code}.")
     return _not_a_receiver(url)

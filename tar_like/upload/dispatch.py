@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from tar_like.config import S3Settings
+from tar_like.config import S3Settings, Trust
 from tar_like.upload.client import Client, Pace
 from tar_like.upload.range import BlockOutcome
 
@@ -44,8 +44,8 @@ class UploadOptions:
     ignore_done: bool = False
     """Send blocks that the receiver has, too."""
     compress: str = "auto"
-    ca_bundle: str | None = None
-    verify_tls: bool = True
+    trust: Trust = field(default_factory=Trust)
+    """Workers on other hosts have their own."""
     record: str | None = None
     limit: int = 0
     """Bytes a second that all senders together may put on the wire; 0 is no limit."""
@@ -58,8 +58,7 @@ class UploadOptions:
         return Client(
             self.urls[first],
             others=self.urls[first + 1 :] + self.urls[:first],
-            ca_bundle=self.ca_bundle,
-            verify=self.verify_tls,
+            trust=self.trust,
             pace=pace,
         )
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 
 from tar_like.codec import REASONS
-from tar_like.errors import Conflict, NotFound, SourceUnusable, TarLikeError, Unreachable, shown
+from tar_like.errors import (
+    Conflict,
+    Forbidden,
+    NoSpace,
+    NotFound,
+    SourceUnusable,
+    TarLikeError,
+    Unauthorized,
+    Unreachable,
+    shown,
+)
 from tar_like.layout import Piece
 from tar_like.plan import Plan
 from tar_like.source import ReadsAhead, Recognizes, Source
@@ -37,6 +47,10 @@ class BlockOutcome:
     """The error concerns every block: there is no use in going on."""
     retry: bool = False
     """The error may pass: another try, later or by another sender, may succeed."""
+
+
+_FATAL = (Unreachable, NoSpace, Unauthorized, Forbidden)
+"""No other block would fare better."""
 
 
 class RangeSender:
@@ -87,7 +101,7 @@ class RangeSender:
                 return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
             return BlockOutcome(block_no=block_no, error=str(error), fatal=True)
         except TarLikeError as error:
-            fatal = isinstance(error, Unreachable) or error.http_status == 507
+            fatal = isinstance(error, _FATAL)
             return BlockOutcome(block_no=block_no, error=str(error), fatal=fatal, retry=error.retry)
         self._compressor.sent(made.raw)
         return BlockOutcome(

@@ -17,6 +17,7 @@ from tests.e2e.harness import REPOSITORY
 
 COMPOSE = REPOSITORY / "docker" / "compose.yaml"
 EXAMPLE = REPOSITORY / ".tar_like_rc.example"
+TOKEN = "a-shared-token-of-the-tests"
 ELSEWHERE = {"AWS_CA_BUNDLE", "AWS_PROFILE"}
 """The first is made of IN_PYCACERT, the second names a file of the host."""
 
@@ -34,7 +35,7 @@ def compose() -> list[str]:
 
 def config(*args: str, **env: str) -> dict[str, Any]:
     """The file with its variables filled in; compose must not have a word to say about it."""
-    names = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | env
+    names = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TARLIKE_TOKEN": TOKEN} | env
     done = subprocess.run(
         [*compose(), "-f", str(COMPOSE), *args, "config"],
         env=names,
@@ -96,6 +97,15 @@ def test_redis_keeps_what_it_has_and_is_out_of_reach_of_the_receivers() -> None:
     assert found["networks"]["queue"]["internal"] is True
     assert "queue" not in found["services"]["proxy"]["networks"]
     assert "queue" not in found["services"]["haproxy"]["networks"]
+
+
+def test_nothing_starts_without_a_token() -> None:
+    services = config("--profile", "send")["services"]
+    for service in ("proxy", "worker", "send"):
+        assert services[service]["environment"]["TARLIKE_TOKEN"] == TOKEN
+    assert "TARLIKE_TOKEN" not in services["haproxy"]["environment"]
+    with pytest.raises(AssertionError, match="tar-like token random"):
+        config(TARLIKE_TOKEN="")
 
 
 def test_the_variables_keep_their_meaning() -> None:

@@ -241,7 +241,7 @@ class Proxy(Job):
         try:
             match = wait_for(
                 "the proxy's line `listening on http://HOST:PORT/tar`",
-                lambda: re.search(rb"listening on (http://\S+:(\d+)/tar)\b", self.stderr()),
+                lambda: re.search(rb"listening on (https?://\S+:(\d+)/tar)\b", self.stderr()),
                 unless=self.ended,
             )
         except BaseException:

@@ -60,7 +60,7 @@ def net(work: Path, count: int) -> Iterator[Net]:
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(Hosts(count, mbit=MBIT))
         redis = stack.enter_context(Redis(work / "redis", host=hosts.address, prefix=hosts.hub()))
-        options = ("-b", work / "dst", "--host", hosts.address, 8000)
+        options = ("-b", work / "dst", "--host", hosts.address, "--no-auth", 8000)
         proxy = stack.enter_context(Job("proxy", *options, prefix=hosts.hub()))
         wait_for("the proxy", lambda: b"listening" in proxy.stderr(), unless=proxy.ended)
         found = Net(hosts, redis, work, [])

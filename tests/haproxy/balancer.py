@@ -45,7 +45,10 @@ class Balancer:
         *,
         config: Path = CONFIGURATION,
         env: dict[str, str] | None = None,
+        tls_check: bool = True,
     ) -> None:
+        """``tls_check``: whether it is asked over TLS how it is."""
+        self._tls_check = tls_check
         folder = work / "haproxy"
         subprocess.run([MAKE_CERTIFICATE, folder], check=True, timeout=PATIENCE)
         self.ca = folder / "ca.pem"
@@ -88,7 +91,7 @@ class Balancer:
         finally:
             connection.close()
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str, *, tls: bool = True) -> Answer:
         """GET as senders do it: again, when the connection ends without an answer.
 
         haproxy ends it so, whatever retry-on says, for a request whose connection to a receiver
@@ -97,7 +100,7 @@ class Balancer:
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                return self.request("GET", path)
+                return self.request("GET", path, tls=tls)
             except ConnectionError:
                 assert self.process.poll() is None, self.log()
                 if time.monotonic() > end:
@@ -120,7 +123,7 @@ class Balancer:
         """Until /healthz answers so: 200 with a receiver behind it, 503 without."""
 
         def answers() -> bool:
-            return self.get("/healthz").status == status
+            return self.get("/healthz", tls=self._tls_check).status == status
 
         wait_for(f"/healthz to answer {status}", answers, seconds=seconds)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
+from tar_like.proxy.access import Access
 from tar_like.proxy.app import make_app
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfers import Transfers
@@ -109,7 +110,7 @@ def test_every_route_of_the_receiver_comes_through(
 ) -> None:
     destination = Destination(str(work / "dst"))
     destination.prepare()
-    app = make_app(Transfers(destination, lambda *_: None))
+    app = make_app(Transfers(destination, lambda *_: None), Access())
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert len(routes) >= 12
     for route in routes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tar_like.config import Trust
 from tar_like.errors import TarLikeError, Unreachable
 from tar_like.upload.client import Client
 from tests.haproxy.balancer import MAKE_CERTIFICATE
@@ -85,7 +86,7 @@ def test_a_connection_that_ends_in_mid_body_may_be_tried_again(
     body = bytes(32 << 20)
     with server(folder / "certificate.pem", leave) as url:
         for _ in range(5):
-            client = Client(url, ca_bundle=str(folder / "ca.pem"), attempts=1)
+            client = Client(url, trust=Trust(ca_bundle=str(folder / "ca.pem")), attempts=1)
             with pytest.raises(TarLikeError) as caught:
                 client.put_block(ID, len(body), 0, bytes(32), [body])
             client.close()

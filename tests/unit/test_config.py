@@ -127,7 +127,7 @@ def test_the_environment_goes_before_the_file(
     monkeypatch.setenv("TARLIKE_RC", str(rc))
     monkeypatch.setenv("TARLIKE_PROCESSES", "5")
     found = config.load()
-    assert (found.db, found.processes, found.ca_bundle) == ("file.db", 5, None)
+    assert (found.db, found.processes, found.ca_bundle) == ("file.db", 5, "")
 
 
 def test_a_file_in_the_home_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
