@@ -100,6 +100,11 @@ class Settings:
     """Where indexes and plans of other hosts' transfers are kept."""
     s3: S3Settings = field(default_factory=S3Settings)
 
+    @property
+    def dials(self) -> str:
+        """Where the limits of runs on this machine are found, to be changed."""
+        return os.path.join(self.cache, "limits")
+
 
 def load() -> Settings:
     """The settings of this user on this machine. Raises UsageError."""

@@ -10,9 +10,10 @@ from tar_like.errors import UsageError
 
 HELP = "change the bandwidth limit of a transfer while it runs"
 DESCRIPTION = """\
-Set how many bytes a second all workers of a transfer together may put on the wire; 0 is no limit.
-Without --transfer (the first digits of its id are enough) it holds for all that are being sent
-through this Redis. Workers keep to it within two seconds.
+Set how many bytes a second all senders of a transfer together may put on the wire; 0 is no limit.
+With --redis that is for transfers that go through this Redis, otherwise for your runs on this
+machine that were started with --limit. Without --transfer (the first digits of its id are enough)
+it holds for all of them. Senders keep to it within two seconds.
 """
 
 
@@ -26,14 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.errors import OK
+    from tar_like.upload.dial import turn
     from workers.progress import change_limit
 
-    if not options.redis:
-        raise UsageError("Name the Redis that hands out the work: --redis redis://host:6379/0.")
-    rate = config.size(options.rate)
-    found = change_limit(options.redis, options.transfer or "", rate)
+    rate, transfer = config.size(options.rate), options.transfer or ""
+    if options.redis:
+        found = change_limit(options.redis, transfer, rate)
+    else:
+        found = turn(config.load().dials, transfer, rate)
     if not found:
-        raise UsageError("No such transfer is being sent through this Redis.")
+        where = "through this Redis" if options.redis else "with a --limit from this machine"
+        raise UsageError(f"No such transfer is being sent {where}.")
     for transfer in found:
         output.result(f"{transfer[:16]}  {size(rate) + '/s' if rate else 'no limit'}")
     return output.finish({"transfers": found, "limit": rate}, OK)

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         compress=config.compression(options.compress),
         trust=trust(options, settings),
         limit=config.size(options.limit),
+        dials=settings.dials,
         s3=s3_settings(options, settings),
     )
     if "://" in options.target:

@@ -80,6 +80,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             trust=trust(options, settings),
             record=options.record,
             limit=config.size(options.limit),
+            dials=settings.dials,
             s3=s3,
         ),
     )

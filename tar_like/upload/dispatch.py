@@ -49,6 +49,8 @@ class UploadOptions:
     record: str | None = None
     limit: int = 0
     """Bytes a second that all senders together may put on the wire; 0 is no limit."""
+    dials: str = ""
+    """Folder where the limit of local processes is found, to be changed."""
     s3: S3Settings | None = None
     """How to reach a bucket; without it, as the settings of the sending host say."""
 

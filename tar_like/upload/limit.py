@@ -8,13 +8,18 @@ algorithm, ITU-T I.371, here with debts: a slice is sent whole and the next one 
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
+import os
+import struct
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 BURST = 0.25
 """Seconds' worth of bytes that may go out at once after a pause."""
+MEMORY = 24
+"""Bytes that a SharedBucket lives in."""
 
 
 class Bucket(Protocol):
@@ -29,34 +34,41 @@ class Bucket(Protocol):
 
 
 class SharedBucket:
-    """A bucket that a process shares with those it forks."""
+    """A bucket that a process shares with those it forks, and with whoever has its memory."""
 
-    def __init__(self, rate: int) -> None:
-        """``rate`` is bytes a second; 0 is no limit."""
-        self._state = multiprocessing.get_context("fork").Array("d", [float(rate), 0.0])
+    def __init__(self, rate: int, fd: int = -1) -> None:
+        """``rate`` is bytes a second; 0 is no limit. ``fd`` is a file of MEMORY bytes to live in.
+
+        The memory: the rate, when the bucket is free again, and the rate that this was reckoned by.
+        """
+        self._state = memoryview(mmap.mmap(fd, MEMORY)).cast("d")
+        self._state[0] = float(rate)
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    @staticmethod
+    def change(fd: int, rate: int) -> None:
+        """Change the rate of the bucket that lives in this file, from now on."""
+        os.pwrite(fd, struct.pack("d", rate), 0)
 
     @property
     def rate(self) -> int:
         """See Bucket."""
         return int(self._state[0])
 
-    @rate.setter
-    def rate(self, rate: int) -> None:
-        self._state[0], self._state[1] = float(rate), 0.0
-
     def take(self, count: int) -> float:
         """See Bucket."""
-        lock = self._state.get_lock()
         # A process that was killed while it held the lock must not stop the others.
-        locked = lock.acquire(timeout=1.0)
+        locked = self._lock.acquire(timeout=1.0)
         try:
-            rate, free = self._state[0], self._state[1]
+            rate, free, known = self._state
             now = time.monotonic()  # one clock for all processes of a machine
-            wait, self._state[1] = debit(count, rate=rate, free=free, now=now)
+            free = free if rate == known else 0.0  # a debt at another rate is let off
+            wait, free = debit(count, rate=rate, free=free, now=now)
+            self._state[1], self._state[2] = free, rate
             return wait
         finally:
             if locked:
-                lock.release()
+                self._lock.release()
 
 
 def debit(count: int, *, rate: float, free: float, now: float) -> tuple[float, float]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from tar_like.plan import Plan
 from tar_like.source import open_source
+from tar_like.upload.client import Pace
+from tar_like.upload.dial import Dial
 from tar_like.upload.dispatch import Progress, Sending, UploadOptions
 from tar_like.upload.limit import SharedBucket, pacer
 from tar_like.upload.pool import Pool
@@ -19,14 +21,17 @@ class LocalDispatcher:
         self._options = options
         self._pool: Pool | None = None
         self._stopped = False
-        self.bucket = SharedBucket(options.limit)
-        """The limit of all processes together; where there is one, it may be changed."""
+        self._dial: Dial | None = None
+        self._bucket: SharedBucket | None = None
 
     def send(self, sending: Sending, progress: Progress) -> Iterator[BlockOutcome]:
         """See Dispatcher."""
+        if self._options.limit and self._bucket is None:
+            self._bucket = self._make_bucket(sending.transfer, progress)
+        pace = pacer(self._bucket) if self._bucket is not None else None
 
         def make(number: int) -> RangeSender:
-            return self._sender(sending, number)
+            return self._sender(sending, number, pace)
 
         self._pool = Pool(make, self._options.processes)
         if self._stopped:
@@ -36,9 +41,19 @@ class LocalDispatcher:
                 progress.advance(outcome.raw)
             yield outcome
 
-    def _sender(self, sending: Sending, number: int) -> RangeSender:
+    def _make_bucket(self, transfer: str, progress: Progress) -> SharedBucket:
+        """The limit of all processes together, where others can change it."""
+        options = self._options
+        try:
+            self._dial = Dial(options.dials, transfer, options.limit)
+        except OSError as error:
+            progress.say(f"The limit cannot be changed while this runs: {error}.")
+            return SharedBucket(options.limit)
+        return self._dial.bucket
+
+    def _sender(self, sending: Sending, number: int, pace: Pace | None) -> RangeSender:
         return RangeSender(
-            self._options.client(number, pacer(self.bucket) if self._options.limit else None),
+            self._options.client(number, pace),
             Plan(sending.plan_path, sending.index_path),
             open_source(self._options.source, self._options.s3),
             compress=self._options.compress,
@@ -51,4 +66,6 @@ class LocalDispatcher:
             self._pool.stop()
 
     def close(self, state: str) -> None:
-        """Nobody else watches a local upload."""
+        """See Dispatcher. Nobody else watches a local upload."""
+        if self._dial is not None:
+            self._dial.close()

@@ -293,9 +293,32 @@ def test_without_redis_the_reason_is_said(work: Path, src: Path, db: Path) -> No
 
 def test_a_local_pool_keeps_to_a_limit(work: Path, src: Path) -> None:
     begun = time.monotonic()
-    run("sync", src, work / "dst", "--limit", "4M", "-p", 2, "--compress", "none")
+    env = {"TARLIKE_CACHE": "/dev/null"}
+    words = ("--limit", "4M", "-p", 2, "--compress", "none")
+    run("sync", src, work / "dst", *words, env=env).sentence("limit cannot be changed")
     assert time.monotonic() - begun > 2.5
     assert_same(src, work / "dst")
+
+
+def test_the_limit_of_a_local_pool_can_be_changed(work: Path, src: Path, db: Path) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    cache, env = work / "cache", {"TARLIKE_CACHE": str(work / "cache")}
+    words = ("-b", src, "-db", db, "-s", BLOCK, "-p", 2, "--compress", "none", "--json")
+    with Proxy(dst) as proxy:
+        run("limit", "0", codes=(2,), env=env).sentence("with a --limit")
+        with Job("upload", *words, "-u", proxy.url, "--limit", "200K", env=env) as killed:
+            met(killed, proxy, transfer, 0.02)
+            killed.kill()
+        with Job("upload", *words, "-u", proxy.url, "--limit", "200K", env=env) as job:
+            met(job, proxy, transfer, 0.04)
+            run("limit", "0", "--transfer", "f" * 8 + transfer[:8], codes=(2,), env=env)
+            done = run("limit", "0", "--transfer", transfer[:8], "--json", env=env)
+            assert done.summary["transfers"] == [transfer], "the killed one counts no more"
+            seconds = seconds_until("the end", job.ended, job)
+            assert seconds < 30, f"{seconds} s for what takes 60 s with the limit"
+            ended_well(job)
+    assert list((cache / "limits").iterdir()) == []
+    assert_same(src, dst)
 
 
 def test_interrupting_the_command_leaves_a_transfer_that_goes_on(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tar_like.upload.limit import BURST, SharedBucket, debit
+from tar_like.upload.limit import BURST, MEMORY, SharedBucket, debit
 from tests.fanout.test_poison import SPOILT, order
 from workers.jobs import Order, Refused
 from workers.ranges import MAX_BLOCKS, SECONDS, Ranges
@@ -100,8 +101,12 @@ def test_a_bucket_keeps_its_rate(counts: list[int], rate: float) -> None:
 
 
 def test_a_shared_bucket_can_be_changed() -> None:
-    bucket = SharedBucket(100)
-    assert bucket.take(1000) == 0.0
-    assert bucket.take(1) > 5
-    bucket.rate = 0
-    assert bucket.take(10**9) == 0.0
+    with tempfile.TemporaryFile() as file:
+        file.truncate(MEMORY)
+        bucket = SharedBucket(100, file.fileno())
+        assert bucket.take(1000) == 0.0
+        assert bucket.take(1) > 5
+        SharedBucket.change(file.fileno(), 200)
+        assert bucket.take(1) == 0.0, "debts at the old rate are let off"
+        SharedBucket.change(file.fileno(), 0)
+        assert bucket.take(10**9) == 0.0
