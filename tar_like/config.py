@@ -274,6 +274,14 @@ def duration(text: str) -> int:
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+def age(text: str) -> int:
+    """Seconds after which something is old. Raises UsageError."""
+    found = duration(text)
+    if found < 60:
+        raise UsageError(f"{text!r} is no age: a minute is the least.")
+    return found
+
+
 def size(text: str) -> int:
     """Bytes from a text such as ``16MiB``, ``30M`` or ``100000``. Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())

@@ -15,7 +15,10 @@ from tar_like.cli.output import Output
 from tar_like.database import DatabaseError
 from tar_like.errors import FAILURE, INTERRUPTED, TarLikeError, UsageError, cause
 
-COMMANDS = ("sync", "index", "proxy", "upload", "check", "worker", "status", "limit", "token")
+COMMANDS = (
+    *("sync", "index", "proxy", "upload", "check", "worker", "status", "limit"),
+    *("expire", "token"),
+)
 
 EPILOG = """\
 examples:

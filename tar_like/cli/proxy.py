@@ -58,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     parser.add_argument(
         "--tls-key", metavar="FILE", default=settings.tls_key, help="the certificate's key (PEM)"
     )
+    parser.add_argument(
+        "--expire", metavar="AGE",
+        help="remove what transfers have staged that were not gone on with for so long, as 7d "
+        "(default: keep it)",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -76,6 +81,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             port=int(options.port),
             processes=processes,
             jobs=processes,
+            expire=config.age(options.expire) if options.expire else None,
             durability=durable.BY_NAME[config.durability(options.durability)],
             tokens=tokens(options, config.load()),
             jwt_keys=options.jwt_keys,

@@ -35,7 +35,7 @@ from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.ledger import LANDED, UNSYNCED, Landed
-from tar_like.proxy.place import Destination, held
+from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.verified import Verified
@@ -78,7 +78,7 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
     except FileNotFoundError:
         return  # complete meanwhile
     try:
-        with held(os.path.join(destination.home, "commit.lock")):
+        with held(os.path.join(destination.home, COMMIT_LOCK)):
             _keep_room(path)
             outcome = _attempt(destination, transfer_id, jobs)
             if outcome is not None:
@@ -88,7 +88,7 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
 
 
 def _take_lock(path: str) -> int:
-    fd = os.open(os.path.join(path, "commit.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(path, COMMIT_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     os.stat(os.path.join(path, "plan.db"))
     return fd
@@ -96,7 +96,8 @@ def _take_lock(path: str) -> int:
 
 def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
     try:
-        return _Commit(destination, transfer_id, jobs).run()
+        with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
+            return commit.run()
     except TarLikeError as error:
         return Outcome(token="", error=str(error), http_status=error.http_status)
     except (OSError, sqlite3.Error) as error:
@@ -148,16 +149,20 @@ class _Commit:
         self._verified = Verified(self._path)
         self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self._path, "receipts"))
-        self._receipts.refresh()
         small = self._index.entry_count < INLINE and self._plan.bytes < 64 << 20
         self._jobs = 1 if small else jobs
         self._progress = _Progress(self._path)
+        # Open from the start: its sync tells of every write that failed since then.
+        self._filesystem = os.open(destination.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the filesystem."""
+        os.close(self._filesystem)
 
     def run(self) -> Outcome | None:
-        missing = self._plan.block_count - self._receipts.received
-        # Once everything was read back and synced, a receipt lost to a power cut is no loss.
-        if missing and not self._verified:
-            raise Conflict(f"{missing} blocks are missing: send them first.")
+        self._check_complete()
+        with held(os.path.join(self._path, PLAN_LOCK)):
+            pass  # blocks that are being taken in are staged now, and none will be any more
         with _Pool(self._jobs, self._path, self._destination.root) as pool:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
@@ -166,6 +171,16 @@ class _Commit:
             failures += self._apply(pool)
         self._finish(failures)
         return None
+
+    def _check_complete(self) -> None:
+        """Raises Conflict when blocks are missing.
+
+        Once everything was read back and synced, a receipt lost to a power cut is no loss.
+        """
+        self._receipts.refresh()
+        missing = self._plan.block_count - self._receipts.received
+        if missing and not self._verified:
+            raise Conflict(f"{missing} blocks are missing: send them first.")
 
     def _source_failures(self) -> list[Failure]:
         return [
@@ -191,6 +206,7 @@ class _Commit:
             self._revoke(bad)
             return len(bad)
         self._sync_staged()
+        self._check_complete()  # a receiver whose sync failed may have voided some
         self._verified.publish(self._destination.durability)
         return 0
 
@@ -309,11 +325,7 @@ class _Commit:
             raise
 
     def _sync(self) -> None:
-        fd = os.open(self._destination.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._destination.durability.filesystem(fd)
-        finally:
-            os.close(fd)
+        self._destination.durability.filesystem(self._filesystem)
 
 
 class _Progress:

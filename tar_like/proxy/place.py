@@ -24,16 +24,24 @@ from tar_like.proxy.durable import FULL, Durability
 from tar_like.wire import Status
 
 HOME = ".tar_like"
+PLAN_LOCK = "plan.lock"
+"""Of a transfer: shared by who takes in a block, exclusive for who makes the plan or removes it."""
+COMMIT_LOCK = "commit.lock"
+"""Of a transfer: exclusive for its commit. Of a destination: whose turn it is."""
 KEEP_REPORTS = 16
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
 @contextlib.contextmanager
-def held(path: str) -> Iterator[None]:
-    """Hold a lock file, across processes and hosts. Raises OSError."""
+def held(path: str, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, across processes and hosts.
+
+    Raises OSError: BlockingIOError when it is taken and one does not ``wait``.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
         yield
     finally:
         os.close(fd)
@@ -133,6 +141,19 @@ class Destination:
         path = os.path.join(self.home, "tmp", secrets.token_hex(8))
         os.mkdir(path, 0o700)
         return path
+
+    def now(self) -> float:
+        """The time by the clock that the files' times are of: a server's, on shared storage."""
+        path = self.temporary()
+        try:
+            return os.stat(path).st_mtime
+        finally:
+            os.rmdir(path)
+
+    def mark(self, transfer_id: str) -> None:
+        """Note that somebody asked for a transfer, so that it does not expire."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(os.path.join(self.transfer(transfer_id), "index.db"))
 
     def discard(self, path: str) -> None:
         """Remove a folder of ours, at once by name, then its content."""

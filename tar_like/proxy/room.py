@@ -39,8 +39,8 @@ def check(folder: str, plan: Plan, missing_blocks: int) -> None:
     most = Room(records + min(plan.bytes, missing_blocks * plan.block_size), plan.files)
     if free.holds(most):
         return
-    staged = _staged(os.path.join(folder, "stage"))
-    needed = Room(records + max(0, plan.bytes - staged.bytes), max(0, plan.files - staged.inodes))
+    taken = staged(os.path.join(folder, "stage"))
+    needed = Room(records + max(0, plan.bytes - taken.bytes), max(0, plan.files - taken.inodes))
     if needed.bytes > free.bytes:
         raise NoSpace(
             f"The destination has too little space: {free.bytes} bytes are free, {needed.bytes} "
@@ -62,7 +62,7 @@ def _free(folder: str) -> Room:
     return Room(blocks * found.f_frsize, inodes)
 
 
-def _staged(stage: str) -> Room:
+def staged(stage: str) -> Room:
     """What a transfer has taken already."""
     taken = inodes = 0
     with os.scandir(stage) as shards:

@@ -30,6 +30,8 @@ from tar_like.proxy.place import Destination
 from tar_like.tokens import AUDIENCE, random_token
 
 BACKLOG = 1024
+EXPIRE_EVERY = 3600.0
+"""Seconds between two looks for abandoned transfers, at most."""
 KEEP_ALIVE = 75
 SHUTDOWN = 5
 """Seconds that requests in flight get when the receiver is told to stop."""
@@ -58,6 +60,8 @@ class ServerOptions:
     """Ask nobody for a token, wherever they come from."""
     tls: tuple[str, str] | None = None
     """The files of a certificate and of its key."""
+    expire: float | None = None
+    """Seconds after which an abandoned transfer's staging is removed."""
 
     def access(self) -> Access:
         """Whom to let in. Raises UsageError."""
@@ -221,6 +225,7 @@ class _Supervisor:
         self._servers: dict[int, socket.socket] = {}
         self._commits: set[int] = set()
         self._stopping = False
+        self._next_expiry = time.monotonic()
 
     def run(self, ready: Callable[[], None] | None) -> None:
         import tar_like.proxy.serving  # noqa: F401 imported once, before the forks
@@ -235,7 +240,8 @@ class _Supervisor:
             ready()
         pending = b""
         while not self._stopping:
-            readable, _, _ = select.select([self._reader, self._wake_reader], [], [])
+            readers = [self._reader, self._wake_reader]
+            readable, _, _ = select.select(readers, [], [], self._expire_if_due())
             if self._wake_reader in readable:
                 _drain(self._wake_reader)
             if self._reader in readable:
@@ -268,6 +274,16 @@ class _Supervisor:
 
         destination, jobs = self._destination, self._options.jobs
         self._commits.add(self._fork(lambda: run_commit(destination, transfer_id, token, jobs)))
+
+    def _expire_if_due(self) -> float | None:
+        """Have a process remove abandoned transfers; returns the seconds until it is due again."""
+        older = self._options.expire
+        if older is None:
+            return None
+        if time.monotonic() >= self._next_expiry:
+            self._next_expiry = time.monotonic() + min(EXPIRE_EVERY, older / 4)
+            self._fork(lambda: _expire(self._destination, older))
+        return max(0.0, self._next_expiry - time.monotonic())
 
     def _fork(self, work: Callable[[], None]) -> int:
         parent = os.getpid()
@@ -305,6 +321,16 @@ class _Supervisor:
         for pid in remaining:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _expire(destination: Destination, older: float) -> None:
+    from tar_like.proxy.expire import expire
+
+    for one in expire(destination, older):
+        sys.stderr.write(
+            f"tar-like: removed the abandoned transfer {one.id[:16]}, {one.bytes} bytes, "
+            f"idle for {one.idle} s\n"
+        )
 
 
 def _ended(pid: int) -> bool:

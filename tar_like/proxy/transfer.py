@@ -31,7 +31,7 @@ from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
 from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.proxy import ledger, room
 from tar_like.proxy.doubt import distrust
-from tar_like.proxy.place import Destination, held
+from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
@@ -39,6 +39,7 @@ from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_BYTES = 1 << 30
+_GONE = "The transfer is complete, or was removed: offer its index again."
 
 
 class Transfer:
@@ -89,9 +90,10 @@ class Transfer:
         """
         if block_size % PAGE or not PAGE <= block_size <= MAX_BLOCK_SIZE:
             raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
-        with held(os.path.join(self.path, "plan.lock")):
+        with self._in_use():
             if not os.path.exists(self.plan_path):
                 self._make_plan(block_size)
+            self._destination.mark(self.id)
             self._check_room()
         return self.status()
 
@@ -214,23 +216,39 @@ class Transfer:
         digests = _digests(pieces, decoded.omissions)
         if digest.of_block(digests) != claimed:
             raise BlockInvalid("The block's bytes do not have the digest it claims.")
-        self._receipts.refresh()
-        known = self._receipts.digests(block_no)
-        if claimed in known or self.verified:
-            return False
-        if known:
-            self._conflict(block_no, pieces, digests)
-        for extent, data in pieces:
-            if data is not None:
-                self._staging.write(extent.entry_id, data, extent.start)
-        epoch = self._receipts.epoch(block_no)
-        omitted = [
-            Omitted(block_no, epoch, extents[piece].entry_id, extents[piece].start, reason)
-            for piece, reason in decoded.omissions
-        ]
-        self._own_log().add_block(block_no, epoch, claimed, omitted)
+        with self._in_use(shared=True):
+            self._receipts.refresh()
+            known = self._receipts.digests(block_no)
+            if claimed in known or self.verified:
+                return False
+            if known:
+                self._conflict(block_no, pieces, digests)
+            for extent, data in pieces:
+                if data is not None:
+                    self._staging.write(extent.entry_id, data, extent.start)
+            epoch = self._receipts.epoch(block_no)
+            omitted = [
+                Omitted(block_no, epoch, extents[piece].entry_id, extents[piece].start, reason)
+                for piece, reason in decoded.omissions
+            ]
+            self._own_log().add_block(block_no, epoch, claimed, omitted)
         self._unsynced += len(decoded.raw)
         return True
+
+    @contextlib.contextmanager
+    def _in_use(self, *, shared: bool = False) -> Iterator[None]:
+        """Keep others from removing the transfer, and from beginning to commit it.
+
+        Raises NotFound when it is gone.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held(os.path.join(self.path, PLAN_LOCK), shared=shared))
+            except FileNotFoundError:
+                raise NotFound(_GONE) from None
+            if not self.alive:
+                raise NotFound(_GONE)
+            yield
 
     def _conflict(
         self, block_no: int, pieces: list[tuple[Extent, memoryview | None]], digests: list[bytes]
@@ -344,6 +362,7 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then another was first with it
             raise
+        destination.mark(transfer_id)
 
 
 def read_progress(path: str) -> int:
