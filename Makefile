@@ -83,6 +83,11 @@ bench: install ## Measure against rsync, tar, cp and the fan-out peers (ARGS=…
 chaos: install servers ## The long proofs by fault (ARGS='NAME --count N --seed S' for one; as root)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: fuzz
+fuzz: install ## Fuzz what a hostile sender's bytes go into first (ARGS='index --seconds N --seed S')
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3.0'
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: fanout
 fanout: install servers ## Measure the fan-out over 1 to 8 hosts and what dying costs (ARGS=--write; as root)
 	@$(BIN)/python -m bench.fanout $(ARGS)

@@ -10,8 +10,14 @@ import os
 import sqlite3
 from urllib.parse import quote
 
+from tar_like.errors import shown
+
 DatabaseError = sqlite3.Error
 """What any of these connections may raise."""
+Damaged = (sqlite3.Error, UnicodeDecodeError)
+"""What a file that somebody else made may have them raise: its texts need not be UTF-8."""
+MAX_VALUE = 1 << 24
+"""Bytes of the largest value that is read from such a file."""
 
 
 def uri(path: str, mode: str) -> str:
@@ -28,10 +34,23 @@ def connect(path: str, mode: str = "rwc") -> sqlite3.Connection:
 def connect_readonly(path: str) -> sqlite3.Connection:
     """A connection that trusts nothing in the file's schema and cannot write."""
     db = connect(path, "ro")
-    db.execute("PRAGMA trusted_schema=OFF")
-    db.execute("PRAGMA cell_size_check=ON")
-    db.execute("PRAGMA cache_size=-4096")
+    try:
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+        db.execute("PRAGMA trusted_schema=OFF")
+        db.execute("PRAGMA cell_size_check=ON")
+        db.execute("PRAGMA cache_size=-4096")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def damage(error: Exception | str) -> str:
+    """What is wrong with a file, in a few printable words: its own texts may be in there."""
+    if isinstance(error, UnicodeDecodeError):
+        return "a text is not UTF-8"
+    lines = [line for line in str(error).splitlines() if not line.startswith("***")]
+    return shown(" ".join(lines).encode("utf-8", "surrogateescape"))[:100]
 
 
 def scratch(path: str) -> sqlite3.Connection:

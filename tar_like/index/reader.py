@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tar_like.database import Damaged, damage
 from tar_like.errors import IndexInvalid
 from tar_like.index import schema
 from tar_like.layout import Entry
+
+_NUMBERS = ("entries", "length", "bytes")
+_NUMBER = re.compile("[0-9]{1,19}")
 
 
 class SkippedRow(NamedTuple):
@@ -22,16 +26,28 @@ class SkippedRow(NamedTuple):
 class Index:
     """An index file, read-only. Rows stream in canonical order."""
 
-    def __init__(self, path: str) -> None:
-        """Raises IndexInvalid."""
+    def __init__(self, path: str, name: str = "") -> None:
+        """``name`` is what errors call it, if not by its path. Raises IndexInvalid."""
         self.path = path
-        self._db = schema.open_readonly(path)
+        name = name or path
+        self._db = schema.open_readonly(path, name)
         try:
-            self._meta: dict[str, str] = dict(self._db.execute("SELECT key, value FROM meta"))
-        except sqlite3.Error as error:
-            raise IndexInvalid(f"{path} is damaged ({error}).") from None
-        if not {"id", "hash", "entries", "length", "bytes"} <= self._meta.keys():
-            raise IndexInvalid(f"{path} was not finished: make it again with 'tar-like index'.")
+            self._meta = self._read_meta(name)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _read_meta(self, name: str) -> dict[str, str]:
+        try:
+            found = dict(self._db.execute("SELECT key, value FROM meta LIMIT 100"))
+        except Damaged as error:
+            raise IndexInvalid(f"{name} is damaged ({damage(error)}).") from None
+        if not {"id", "hash", *_NUMBERS} <= found.keys():
+            raise IndexInvalid(f"{name} was not finished: make it again with 'tar-like index'.")
+        texts = all(isinstance(value, str) for value in found.values())
+        if not texts or not all(_NUMBER.fullmatch(found[key]) for key in _NUMBERS):
+            raise IndexInvalid(f"{name} is damaged (it says of itself what cannot be).")
+        return found
 
     @property
     def id(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from tar_like.database import connect_readonly, scratch
+from tar_like.database import Damaged, connect_readonly, damage, scratch
 from tar_like.errors import IndexInvalid
 
 APPLICATION_ID = 0x544C494B  # "TLIK"
@@ -72,19 +72,22 @@ def create(path: str) -> sqlite3.Connection:
     return db
 
 
-def open_readonly(path: str) -> sqlite3.Connection:
-    """An index for reading, its schema compared to the letter. Raises IndexInvalid."""
+def open_readonly(path: str, name: str) -> sqlite3.Connection:
+    """An index for reading, its schema compared to the letter. Raises IndexInvalid.
+
+    ``name`` is what the error calls the file.
+    """
     if not os.path.exists(path):
         raise IndexInvalid(f"The index {path} does not exist: make it with 'tar-like index'.")
     try:
         db = connect_readonly(path)
         try:
-            _compare_schema(db, path)
+            _compare_schema(db, name)
         except BaseException:
             db.close()
             raise
-    except sqlite3.Error as error:
-        raise IndexInvalid(f"{path} is not an index of tar-like ({error}).") from None
+    except Damaged as error:
+        raise IndexInvalid(f"{name} is not an index of tar-like ({damage(error)}).") from None
     return db
 
 
@@ -96,21 +99,20 @@ def is_index(path: str) -> bool:
             return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
         finally:
             db.close()
-    except sqlite3.Error:
+    except Damaged:
         return False
 
 
-def _compare_schema(db: sqlite3.Connection, path: str) -> None:
+def _compare_schema(db: sqlite3.Connection, name: str) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
-        raise IndexInvalid(f"{path} is not an index of tar-like.")
+        raise IndexInvalid(f"{name} is not an index of tar-like.")
     if version != VERSION:
         raise IndexInvalid(
-            f"{path} is an index of version {version}, this is version {VERSION}: "
+            f"{name} is an index of version {version}, this is version {VERSION}: "
             "make it again with 'tar-like index -c'."
         )
-    found = {row[0] for row in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
-    count = db.execute("SELECT count(*) FROM sqlite_schema WHERE sql IS NOT NULL").fetchone()[0]
-    if found != set(TABLES) or count != len(TABLES):
-        raise IndexInvalid(f"{path} has other tables than an index of tar-like has.")
+    found = [row[0] for row in db.execute("SELECT sql FROM sqlite_schema LIMIT 100")]
+    if len(found) != len(TABLES) or set(found) != set(TABLES):
+        raise IndexInvalid(f"{name} has other tables than an index of tar-like has.")

@@ -8,12 +8,11 @@ are computed again. Raises IndexInvalid with the first rule that is broken.
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from collections.abc import Iterator
 
 from tar_like import digest
-from tar_like.database import connect_readonly
+from tar_like.database import Damaged, connect_readonly, damage
 from tar_like.errors import IndexInvalid, shown
 from tar_like.index.identity import Identity
 from tar_like.index.reader import Index
@@ -34,11 +33,13 @@ RESERVED = b".tar_like"
 def validate(path: str, index_id: str) -> None:
     """Check an index file against every rule, and that its id is ``index_id``."""
     try:
-        with Index(path) as index:
+        with Index(path, "What was offered") as index:
             _check_file(path)
             ids = {_check_rows(index), index.id}
-    except (sqlite3.Error, UnicodeDecodeError, ValueError, struct.error, OverflowError) as error:
-        raise IndexInvalid(f"The index is damaged ({error}).") from None
+    except Damaged as error:
+        raise IndexInvalid(f"The index is damaged ({damage(error)}).") from None
+    except struct.error:
+        raise IndexInvalid("The index has a number that is too large.") from None
     if ids != {index_id}:
         raise IndexInvalid("The index does not have the id it is offered under.")
 
@@ -50,7 +51,7 @@ def _check_file(path: str) -> None:
     finally:
         db.close()
     if result != "ok":
-        raise IndexInvalid(f"The index is damaged ({result}).")
+        raise IndexInvalid(f"The index is damaged ({damage(result)}).")
 
 
 def _check_rows(index: Index) -> str:

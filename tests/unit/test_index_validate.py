@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tar_like.errors import IndexInvalid
 from tar_like.index import Index, validate
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, place
+from tests.unit import indexes
 from tests.unit.indexes import (
     Segment,
     Xattr,
@@ -452,3 +453,32 @@ def test_what_is_accepted_is_what_is_possible(data: st.DataObject) -> None:
 def test_a_tree_of_many_levels_is_no_trouble(path: Path) -> None:
     names = [b"/".join([b"d"] * depth) for depth in range(1, 1500)]
     validate(str(path), write(path, [root(), *map(folder, names)]))
+
+
+def test_a_corrupt_page_is_told_of_in_one_sentence(work: Path) -> None:
+    path = work / "index.db"
+    found = indexes.write(path, [indexes.root(), *(indexes.file(b"%05d" % n) for n in range(500))])
+    raw = bytearray(path.read_bytes())
+    raw[4096 * 5 : 4096 * 6] = b"\x99" * 4096
+    path.write_bytes(raw)
+    with pytest.raises(IndexInvalid) as caught:
+        validate(str(path), found)
+    text = str(caught.value)
+    assert text.startswith("The index is damaged (") and len(text) < 150
+    assert "\n" not in text and "***" not in text and str(work) not in text
+
+
+@pytest.mark.parametrize("key", ["id", "entries", "length", "bytes", "hash", "more"])
+@pytest.mark.parametrize("value", [b"blob", b"\xff", "-1", "1e3", "\u0661", ""])
+def test_what_an_index_says_of_itself_must_make_sense(work: Path, key: str, value: object) -> None:
+    path = work / "index.db"
+    found = indexes.write(path, [indexes.root()])
+    if (key, type(value)) == ("more", str):
+        return  # further texts are ignored
+    with indexes.edit(path) as db:
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    with pytest.raises(IndexInvalid):
+        validate(str(path), found)
+    if isinstance(value, bytes) and key != "id":
+        with pytest.raises(IndexInvalid):
+            Index(str(path))
