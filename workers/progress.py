@@ -46,6 +46,11 @@ def under_way(record: TransferRecord) -> bool:
     return record.state not in ENDED and time.time() - record.updated < FOLLOWED
 
 
+def abandoned(record: TransferRecord) -> bool:
+    """Whether the uploading command went without a word."""
+    return record.state not in ENDED and not under_way(record)
+
+
 def change_limit(redis_url: str, prefix: str, rate: int) -> list[str]:
     """Set the limit of the transfers under way whose id begins so; which these are."""
     connection = connect(redis_url)

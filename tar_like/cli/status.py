@@ -87,13 +87,14 @@ class _Redis:
     def __call__(self) -> dict[str, Any]:
         from dataclasses import asdict
 
-        from workers.progress import look, under_way
+        from workers.progress import abandoned, look, under_way
 
         view = look(self._url)
         rows = []
         for one in view.transfers:
             row = asdict(one)
             row["followed"] = under_way(one)
+            row["abandoned"] = abandoned(one)
             row["missing"] = one.blocks - one.received
             row["missing_bytes"] = one.bytes - one.received_bytes
             row["eta"] = _eta(row["missing_bytes"], one.rate)
@@ -134,6 +135,8 @@ def _line(row: dict[str, Any]) -> str:
         text += f"; {size(round(row['rate']))}/s, {row['eta']} s to go"
     if row.get("limit"):
         text += f"; limit {size(row['limit'])}/s"
+    if row.get("abandoned"):
+        text += "; no uploading command is at it: run the same one again"
     if row.get("failure"):
         text += f"; last failure: {row['failure']}"
     return text

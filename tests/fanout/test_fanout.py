@@ -6,6 +6,9 @@ The transfers are slowed down with --limit, so that they can be met half way.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -195,6 +198,35 @@ def test_detached(work: Path, src: Path, db: Path, redis: Redis) -> None:
             return [row["state"] for row in rows if row["id"] == transfer] == ["complete"]
 
         wait_for("the background to finish", complete)
+    assert_same(src, dst)
+
+
+def test_a_detached_command_that_dies_is_run_again(
+    work: Path, src: Path, db: Path, redis: Redis
+) -> None:
+    """Its host is gone, say: what has arrived stays, and the same command anywhere goes on."""
+    transfer, dst = transfer_of(db), work / "dst"
+    env = {"TARLIKE_CACHE": str(work / "cache")}
+    with Proxy(dst) as proxy, workers(redis, work, 1):
+        words = (
+            "upload", "-b", src, "-db", db, "-u", proxy.url, "-s", BLOCK, "--redis", redis.url,
+            "--json",
+        )  # fmt: skip
+        started = run(*words, "--detach", "--limit", "1M", env=env).summary
+        wait_for("blocks", lambda: (state := proxy.blocks(transfer)) and state.received > 20)
+        os.kill(started["pid"], signal.SIGKILL)
+        records_of_it = f"tar-like:transfer:{transfer}"
+        news = json.loads(redis.client.get(records_of_it))
+        redis.client.set(records_of_it, json.dumps(news | {"updated": news["updated"] - 60}))
+        (row,) = status(redis)["transfers"]
+        assert row["abandoned"] and not row["followed"]
+        shown = run("status", "--redis", redis.url, "--watch").out.decode()
+        assert "run the same one again" in shown
+        summary = run(*words, env=env).summary
+        assert summary["state"] == "complete"
+        assert summary["blocks_sent"] <= summary["blocks_total"] - 20
+        (row,) = status(redis)["transfers"]
+        assert row["state"] == "complete" and not row["abandoned"]
     assert_same(src, dst)
 
 
