@@ -364,10 +364,20 @@ def test_a_body_may_come_in_pieces_and_after_a_question(sender: Sender) -> None:
     found = sender.receiver.raw(request, *(body[at : at + 7] for at in range(0, len(body), 7)))
     assert found is not None and found.status == 201
     with socket.create_connection(("127.0.0.1", sender.receiver.port), timeout=20) as connection:
-        connection.sendall(head("PUT", f"{sender.base}/4096/0", *lines, "Expect: 100-continue"))
-        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.sendall(body)
-        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        for after in (b"", head("GET", "/healthz", "Connection: close")):
+            connection.sendall(head("PUT", f"{sender.base}/4096/0", *lines, "Expect: 100-continue"))
+            assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(body[:100])
+            connection.sendall(body[100:] + after)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            assert until_end(connection).endswith(b"ok\n") if after else connection.recv(4096)
+
+
+def until_end(connection: socket.socket) -> bytes:
+    data = b""
+    while part := connection.recv(1 << 16):
+        data += part
+    return data
 
 
 def test_requests_in_one_go_are_answered_in_order(sender: Sender) -> None:
@@ -378,9 +388,7 @@ def test_requests_in_one_go_are_answered_in_order(sender: Sender) -> None:
         requests += head("PUT", f"{sender.base}/4096/{number}", *lines) + body
     with socket.create_connection(("127.0.0.1", sender.receiver.port), timeout=20) as connection:
         connection.sendall(requests + head("GET", "/nowhere", "Connection: close"))
-        data = b""
-        while part := connection.recv(1 << 16):
-            data += part
+        data = until_end(connection)
     codes = re.findall(rb"^HTTP/1.1 (\d+)", data, re.MULTILINE)
     assert codes == [b"201", b"201", b"200", b"404"]
     assert sender.missing() == [2, 3]
