@@ -102,8 +102,9 @@ class Recognizes(Protocol):
 class ReadsAhead(Protocol):
     """A source that waits for others, and can do so while something else is done."""
 
-    def ahead(self, pieces: Sequence[Piece]) -> None:
-        """Begin to read what is probably wanted next; the next ``read`` of just these is faster.
+    def ahead(self, pieces: Sequence[Piece], into: memoryview) -> None:
+        """Begin to read what is probably wanted soon; a ``read`` of just these into it is faster.
 
-        A hint: it changes nothing of what any ``read`` gives. Raises nothing for what files do.
+        The buffer is in use until something is read into it; several may be at a time. A hint,
+        which may be given again: it changes nothing of what any ``read`` gives. Never raises.
         """

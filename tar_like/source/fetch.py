@@ -1,6 +1,6 @@
 """Pieces of objects into a buffer.
 
-    pieces > parts of at most 2 MiB > many at a time: ranged GET of the very version > compact
+    pieces > parts of at most 4 MiB > many at a time: ranged GET of the very version > compact
 
 A part that breaks off goes on where it broke. Nothing is padded: what cannot be had in full takes
 no room and is named, with a reason.
@@ -22,7 +22,7 @@ from tar_like.source.bucket import Bucket, NoConnection, Refused
 from tar_like.source.contract import Reading
 from tar_like.source.retry import BROKEN, SERVER, Passing, retried
 
-PART = 2 << 20
+PART = 4 << 20
 PINS = 4096
 GAIN = 64 << 10
 """So many bytes of a part are worth counting its attempts anew."""
@@ -72,6 +72,7 @@ class _Fetching(NamedTuple):
     """Pieces that threads are fetching."""
 
     pieces: tuple[Piece, ...]
+    into: memoryview
     parts: deque[_Part]
     """Those that no thread has begun with."""
     reasons: dict[int, int]
@@ -99,37 +100,42 @@ class Fetcher:
         self._connections = connections
         self._threads: ThreadPoolExecutor | None = None
         self._pins: dict[bytes, str] = {}
-        self._spare = memoryview(b"")
-        self._coming: _Fetching | None = None
+        self._coming: list[_Fetching] = []
+        """What was begun ahead, each in a buffer of its own."""
 
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         """See Source.read."""
-        coming, self._coming = self._coming, None
-        if coming is not None and coming.pieces == tuple(pieces):
-            coming.wait()
-            reading = _compacted(pieces, self._spare, coming.reasons)
-            into[: reading.length] = self._spare[: reading.length]
-            return reading
-        if coming is not None:
-            coming.drop()
-        fetching = self._begin(pieces, into)
+        fetching = self._begun(into)
+        if fetching is None or fetching.pieces != tuple(pieces):
+            self._drop(fetching)
+            fetching = self._begin(pieces, into)
         fetching.wait()
         return _compacted(pieces, into, fetching.reasons)
 
-    def ahead(self, pieces: Sequence[Piece]) -> None:
+    def ahead(self, pieces: Sequence[Piece], into: memoryview) -> None:
         """See ReadsAhead.ahead."""
-        if self._coming is not None:
-            self._coming.drop()
-        length = sum(piece.stop - piece.start for piece in pieces)
-        if length > len(self._spare):
-            self._spare = memoryview(bytearray(length))
-        self._coming = self._begin(pieces, self._spare)
+        fetching = self._begun(into)
+        if fetching is None or fetching.pieces != tuple(pieces):
+            self._drop(fetching)
+            fetching = self._begin(pieces, into)
+        self._coming.append(fetching)
+
+    def _begun(self, into: memoryview) -> _Fetching | None:
+        """What is on its way into a buffer, which it no more is counted among."""
+        for number, one in enumerate(self._coming):
+            if one.into.obj is into.obj:
+                return self._coming.pop(number)
+        return None
+
+    @staticmethod
+    def _drop(fetching: _Fetching | None) -> None:
+        if fetching is not None:
+            fetching.drop()
 
     def close(self) -> None:
         """End the threads."""
-        if self._coming is not None:
-            self._coming.drop()
-            self._coming = None
+        while self._coming:
+            self._coming.pop().drop()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -162,7 +168,7 @@ class Fetcher:
             self._threads = ThreadPoolExecutor(self._connections, "fetch")
         count = min(len(parts), self._connections)
         running = [self._threads.submit(self._drain, parts, reasons) for _ in range(count)]
-        return _Fetching(tuple(pieces), parts, reasons, running)
+        return _Fetching(tuple(pieces), into, parts, reasons, running)
 
     def _drain(self, parts: deque[_Part], reasons: dict[int, int]) -> None:
         """Fetch until no part is left. Runs in several threads."""

@@ -77,8 +77,8 @@ class S3Source:
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         return self._own()[1].read(pieces, into)
 
-    def ahead(self, pieces: Sequence[Piece]) -> None:
-        self._own()[1].ahead(pieces)
+    def ahead(self, pieces: Sequence[Piece], into: memoryview) -> None:
+        self._own()[1].ahead(pieces, into)
 
     def part_size(self, path: bytes, token: bytes) -> int | None:
         """Bytes in the first part of a multipart upload; None where the store does not say.

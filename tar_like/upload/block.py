@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,15 @@ from tar_like import codec, digest
 from tar_like.codec import Omission
 from tar_like.errors import UsageError
 from tar_like.layout import Piece
-from tar_like.source import Source
+from tar_like.source import ReadsAhead, Source
 
 MODES = ("auto", "lz4", "none")
 PROBE_EVERY = 16
 """In ``auto``, every so many blocks the other way is tried."""
+AHEAD = 32 << 20
+"""Bytes that are begun to be read before they are sent, from a source that has to be waited for."""
+MAX_AHEAD = 16
+"""Blocks."""
 
 
 class Made(NamedTuple):
@@ -31,16 +36,30 @@ class Made(NamedTuple):
 
 
 class BlockMaker:
-    """Makes blocks of one source in a buffer that is kept: a block lives until the next one."""
+    """Makes blocks of one source in buffers that are kept: a block lives until the next one."""
 
     def __init__(self, source: Source, block_size: int) -> None:
         self._source = source
-        self._buffer = memoryview(bytearray(block_size))
+        waits = isinstance(source, ReadsAhead)
+        self.ahead = min(MAX_AHEAD, -(-AHEAD // block_size)) if waits else 0
+        """How many of the blocks that follow are of use to ``make``."""
+        self._buffers = deque(memoryview(bytearray(block_size)) for _ in range(1 + self.ahead))
 
-    def make(self, pieces: Sequence[Piece], compressor: Compressor) -> Made:
-        """The block of these pieces. What the source cannot give is listed in ``omissions``."""
-        length, omissions = self._source.read(pieces, self._buffer)
-        raw = self._buffer[:length]
+    def make(
+        self, pieces: Sequence[Piece], compressor: Compressor,
+        following: Sequence[Sequence[Piece]] = (),
+    ) -> Made:  # fmt: skip
+        """The block of these pieces. What the source cannot give is listed in ``omissions``.
+
+        The blocks that follow are begun to be read, where the source can do so.
+        """
+        if isinstance(self._source, ReadsAhead):
+            for block, buffer in zip((pieces, *following), self._buffers, strict=False):
+                self._source.ahead(block, buffer)
+        buffer = self._buffers[0]
+        self._buffers.rotate(-1)
+        length, omissions = self._source.read(pieces, buffer)
+        raw = buffer[:length]
         block_digest = digest.of_block(_digests(pieces, raw, omissions))
         head, payload = codec.encode(raw, omissions, compress=compressor.wants(raw))
         return Made(block_digest, [head, payload], length, len(head) + len(payload), omissions)

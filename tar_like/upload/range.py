@@ -5,9 +5,10 @@ for each missing block of the range: pieces > make > PUT > outcome
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import islice
 
 from tar_like.codec import REASONS
 from tar_like.errors import (
@@ -23,7 +24,7 @@ from tar_like.errors import (
 )
 from tar_like.layout import Piece
 from tar_like.plan import Plan
-from tar_like.source import ReadsAhead, Recognizes, Source
+from tar_like.source import Recognizes, Source
 from tar_like.upload.block import BlockMaker, Compressor, Made
 from tar_like.upload.client import Client
 from tar_like.wire import COMPLETE
@@ -69,23 +70,26 @@ class RangeSender:
         self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[BlockOutcome]:
         """Send blocks in order, until one is fatal or ``stop()`` is true between two."""
-        for block_no, following in pairwise(chain(blocks, (None,))):
-            if stop():
+        numbers = iter(blocks)
+        coming: deque[tuple[int, list[Piece]]] = deque()
+        while not stop():
+            more = islice(numbers, 1 + self._maker.ahead - len(coming))
+            coming.extend((number, self._plan.pieces(number)) for number in more)
+            if not coming:
                 return
-            assert block_no is not None
-            outcome = self._send_one(block_no, following)
+            block_no, pieces = coming.popleft()
+            outcome = self._send_one(block_no, pieces, [later for _, later in coming])
             yield outcome
             if outcome.fatal:
                 return
 
-    def _send_one(self, block_no: int, following: int | None) -> BlockOutcome:
-        pieces = self._plan.pieces(block_no)
+    def _send_one(
+        self, block_no: int, pieces: list[Piece], following: list[list[Piece]]
+    ) -> BlockOutcome:
         try:
-            made = self._maker.make(pieces, self._compressor)
+            made = self._maker.make(pieces, self._compressor, following)
         except SourceUnusable as error:
             return BlockOutcome(block_no=block_no, error=str(error), fatal=True, retry=error.retry)
-        if following is not None and isinstance(self._source, ReadsAhead):
-            self._source.ahead(self._plan.pieces(following))
         troubles = tuple(_troubles(pieces, made))
         try:
             new = self._client.put_block(
