@@ -1,0 +1,251 @@
+"""Power cuts: ext4 is shut down under running receivers, without writing anything more.
+
+    for each cut: mount > two receivers, one sender > what is called durable is noted
+        > at a random moment EXT4_IOC_SHUTDOWN without a flush > all are killed > mounted again,
+          in another boot
+    then: every block that was called durable has a receipt, and its bytes are those of the
+        source; what bears a name is whole; the same upload completes
+
+What it does not show: a disk that loses what it said it had flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tar_like.errors import TarLikeError
+from tar_like.index import Index
+from tar_like.plan import Plan
+from tar_like.proxy.durable import sync_filesystem
+from tar_like.proxy.place import Destination
+from tar_like.proxy.receipts import Receipts
+from tar_like.proxy.staging import Staging
+from tar_like.upload.client import Client
+from tests.chaos import scene
+from tests.chaos.scene import Broken, Receiver, Sender
+from tests.trees import visible_files
+
+BLOCK = 16384
+_SHUTDOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN. Source: include/uapi/linux/ext4.h."""
+_NO_LOG_FLUSH = 2
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+OPTIONS = ("loop", "loop,commit=1", "loop,data=writeback", "loop,nodelalloc")
+
+
+@dataclass(slots=True)
+class Called:
+    """What was said before the cut."""
+
+    durable: frozenset[int] = frozenset()
+    complete: bool = False
+    share: float = 0.0
+    """Of the blocks that were received."""
+
+
+def run(count: int, dice: random.Random) -> dict[str, object]:
+    """So many cuts. Raises Broken; PermissionError where nothing can be mounted."""
+    return scene.apart(lambda: _run(count, dice))
+
+
+def _run(count: int, dice: random.Random) -> dict[str, object]:
+    scene.checkpoints_every(0.03)
+    with tempfile.TemporaryDirectory(
+        prefix="tar-like-power-", dir=_memory(), ignore_cleanup_errors=True
+    ) as name:
+        cuts = _Cuts(Path(name), dice)
+        for _ in range(count):
+            cuts.one()
+        return cuts.figures
+
+
+def _numbers(bits: bytes) -> list[int]:
+    return [number for number in range(8 * len(bits)) if bits[number // 8] >> number % 8 & 1]
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+class _Cuts:
+    def __init__(self, work: Path, dice: random.Random) -> None:
+        self._dice = dice
+        self._work = work
+        self._source = work / "src"
+        scene.make_tree(self._source, dice, files=70, most=250_000)
+        self._wanted = visible_files(self._source)
+        self._index = work / "index.db"
+        self._id = scene.make_index(self._source, self._index)
+        self._disk, self._blank = work / "disk", work / "blank"
+        self._mount = work / "mnt"
+        self._dest = self._mount / "dst"
+        self._mount.mkdir()
+        self._log = work / "log"
+        with self._blank.open("wb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self._blank], check=True)
+        self._boot = work / "boot"
+        self._start_again()
+        subprocess.run(["mount", "--bind", self._boot, _BOOT_ID], check=True)
+        self._blocks = 0
+        self._lasts = self._measure()
+        self.figures: dict[str, object] = {}
+        for name in ("cuts", "durable_blocks_checked", "cuts_before_the_first_checkpoint",
+                     "cuts_with_names_in_place", "cuts_after_completion"):  # fmt: skip
+            self.figures[name] = 0
+
+    def _start_again(self) -> None:
+        self._boot.write_text(f"{uuid.UUID(int=self._dice.getrandbits(128))}\n")
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.figures[name] = int(str(self.figures[name])) + by
+
+    def _measure(self) -> float:
+        shutil.copyfile(self._blank, self._disk)
+        with scene.mounted("-o", "loop", self._disk, self._mount):
+            begun = time.monotonic()
+            self._complete()
+            report = Destination(str(self._dest)).read_report(self._id)
+            assert report is not None
+            self._blocks = report.blocks
+            return time.monotonic() - begun
+
+    def one(self) -> None:
+        """One cut, and what came of it."""
+        self._log.unlink(missing_ok=True)
+        shutil.copyfile(self._blank, self._disk)
+        options = self._dice.choice(OPTIONS)
+        with scene.mounted("-o", options, self._disk, self._mount):
+            called = self._until_cut()
+        self._start_again()
+        with scene.mounted("-o", "loop", self._disk, self._mount):
+            self._judge(called)
+            self._complete()
+        self._count("cuts")
+
+    def _until_cut(self) -> Called:
+        """Transfer, and pull the plug at a random moment; returns what was said until then."""
+        called = Called()
+        over = self._moment(called)
+        flushes = sorted(
+            self._dice.uniform(0, 1) * self._lasts for _ in range(self._dice.choice((0, 0, 2)))
+        )
+        begun = time.monotonic()
+        fd = os.open(self._mount, os.O_RDONLY)
+        try:
+            with (
+                Receiver(self._dest, log=self._log) as one,
+                Receiver(self._dest, log=self._log) as other,
+                Sender(self._source, self._index, (one.url, other.url), log=self._log,
+                       block_size=BLOCK) as sender,
+            ):  # fmt: skip
+                client = Client(other.url, attempts=1)
+                while not over():
+                    self._listen(client, sender, called)
+                    if flushes and time.monotonic() - begun > flushes[0]:
+                        sync_filesystem(fd)  # as the kernel does now and then
+                        flushes.pop(0)
+                client.close()
+                fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+        return called
+
+    def _moment(self, called: Called) -> Callable[[], bool]:
+        """When to pull the plug: at a time, while blocks come, or around the commit."""
+        begun = time.monotonic()
+        kind = self._dice.choice(("time", "blocks", "commit"))
+        if kind == "time":
+            end = begun + self._dice.uniform(0.05, 2) * self._lasts
+            return lambda: time.monotonic() > end
+        share = self._dice.random() if kind == "blocks" else 1.0
+        later = self._dice.uniform(0, 0.03 if kind == "blocks" else 0.25)
+        reached: list[float] = []
+
+        def over() -> bool:
+            if called.share >= share and not reached:
+                reached.append(time.monotonic())
+            now = time.monotonic()
+            return now > begun + 10 * self._lasts or (bool(reached) and now > reached[0] + later)
+
+        return over
+
+    def _listen(self, client: Client, sender: Sender, called: Called) -> None:
+        with contextlib.suppress(TarLikeError):
+            bits = client.bitmaps(self._id)
+            half = len(bits) // 2
+            called.durable = frozenset(_numbers(bits[half:]))
+            called.share = len(_numbers(bits[:half])) / self._blocks
+        if sender.ended() and sender.code == 0:
+            called.complete = True
+        time.sleep(0.003)
+
+    def _judge(self, called: Called) -> None:
+        names = scene.no_partial_files(self._dest, self._wanted)
+        self._count("cuts_with_names_in_place", bool(names))
+        self._count("cuts_after_completion", called.complete)
+        self._count("cuts_before_the_first_checkpoint", not called.durable)
+        if called.complete:
+            scene.same(self._source, self._dest)
+            return
+        folder = self._dest / ".tar_like/transfers" / self._id
+        if (folder / "plan.db").exists():
+            self._check_blocks(folder, called)
+        elif called.durable and not self._reported():
+            raise Broken(f"{len(called.durable)} durable blocks, and no transfer")
+
+    def _reported(self) -> bool:
+        """Whether it was completed before the cut, though nobody heard of it."""
+        return (self._dest / ".tar_like/completed" / f"{self._id}.json").exists()
+
+    def _check_blocks(self, folder: Path, called: Called) -> None:
+        receipts = Receipts(str(folder / "receipts"))
+        receipts.refresh()
+        durable = set(receipts.durable_blocks())
+        verified = (folder / "verified.db").exists()
+        if not verified and called.durable - durable:
+            raise Broken(f"called durable, and forgotten: {sorted(called.durable - durable)}")
+        plan = Plan(str(folder / "plan.db"), str(folder / "index.db"))
+        staging = Staging(str(folder / "stage"))
+        with Index(str(folder / "index.db")) as index:
+            for block in called.durable | durable:
+                for extent in plan.extents(block):
+                    path = os.fsdecode(index.entry(extent.entry_id).path)
+                    staged = folder / "stage" / staging.name(extent.entry_id)
+                    holder = staged if staged.exists() or not verified else self._dest / path
+                    self._compare(holder, self._source / path, extent.start, extent.stop)
+                self._count("durable_blocks_checked")
+        plan.close()
+        staging.close()
+
+    @staticmethod
+    def _compare(holder: Path, source: Path, start: int, stop: int) -> None:
+        if not holder.exists():
+            raise Broken(f"bytes that were called durable are gone: {holder}")
+        with holder.open("rb") as one, source.open("rb") as other:
+            if os.pread(one.fileno(), stop - start, start) != os.pread(
+                other.fileno(), stop - start, start
+            ):
+                raise Broken(f"bytes that were called durable are others: {holder} at {start}")
+
+    def _complete(self) -> None:
+        """The same upload again goes through, and everything is there."""
+        with Receiver(self._dest, log=self._log) as receiver:
+            sender = Sender(
+                self._source, self._index, (receiver.url,), log=self._log, block_size=BLOCK
+            )
+            if sender.end() != 0:
+                raise Broken(f"it cannot be gone on with: {sender.said()}")
+        scene.same(self._source, self._dest)

@@ -1,0 +1,16 @@
+"""The short forms of the proofs about faults: some moments of each, other ones every time."""
+
+from __future__ import annotations
+
+import random
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize(("name", "count"), [("power", 2)])
+def test_the_promise_holds(name: str, count: int, dice: random.Random) -> None:
+    try:
+        print(import_module(f"tests.chaos.{name}").run(count, dice))
+    except PermissionError as error:
+        pytest.skip(f"needs more rights: {error}")
