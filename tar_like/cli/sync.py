@@ -109,7 +109,7 @@ def _sync_to_folder(
         upload = replace(
             upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
         )
-        return _sync(options, build, upload, output, receiver.drop_superseded)
+        return _sync(options, build, upload, output, receiver.supersede)
 
 
 def _sync(

@@ -34,7 +34,7 @@ ORDER BY offset
 """
 
 _TOUCHED = """
-SELECT x.entry_id, x.offset, x.stop - x.start
+SELECT x.offset, x.entry_id, x.start, x.stop
 FROM extent x
 JOIN idx.entry e ON e.id = x.entry_id
 JOIN begun.entry b ON b.id = x.entry_id
@@ -76,6 +76,11 @@ class Plan:
         """How many blocks there are."""
         return block_count(self.length, self.block_size)
 
+    def blocks_of(self, extent: Extent) -> range:
+        """The numbers of the blocks that an extent lies in."""
+        last = extent.offset + extent.stop - extent.start - 1
+        return range(extent.offset // self.block_size, last // self.block_size + 1)
+
     def pieces(self, block_no: int) -> list[Piece]:
         """The pieces of one block, in order; block ``n`` is in ``[0, block_count)``."""
         start, stop = block_range(block_no, self.block_size, self.length)
@@ -103,13 +108,10 @@ class Plan:
         """
         self._db.execute("ATTACH ? AS begun", (uri(begun, "ro"),))
         rows = self._db.execute(_TOUCHED)
-        for entry_id, extents in groupby(rows, key=lambda row: int(row[0])):
-            blocks: dict[int, None] = {}
-            for _, offset, length in extents:
-                last = (offset + length - 1) // self.block_size
-                blocks.update(dict.fromkeys(range(offset // self.block_size, last + 1)))
+        for entry_id, extents in groupby(rows, key=lambda row: int(row[1])):
+            blocks = sorted({n for row in extents for n in self.blocks_of(Extent._make(row))})
             if len(blocks) > 1:
-                yield entry_id, list(blocks)
+                yield entry_id, blocks
 
     def extents(self, block_no: int) -> list[Extent]:
         """The parts of extents that lie in one block: what ``pieces`` gives, without the files."""

@@ -20,7 +20,7 @@ import shutil
 import sqlite3
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -31,6 +31,7 @@ from tar_like.index import Index
 from tar_like.layout import FILE
 from tar_like.plan import Plan
 from tar_like.process import start_pool_worker
+from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
@@ -39,7 +40,7 @@ from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.verified import Verified
-from tar_like.proxy.verify import Unit, UnitResult, Verifier, block_holds, units
+from tar_like.proxy.verify import Unit, UnitResult, Verifier, read_back, units
 from tar_like.wire import COMPLETE, Failure, Status
 
 RANGE = 4096
@@ -137,6 +138,10 @@ def _keep_room(path: str) -> None:
             file.write(b" " * OUTCOME_SIZE)
 
 
+_VERIFIED = "INSERT INTO verified VALUES (?, ?)"
+_DONATED = "INSERT INTO donated VALUES (?, ?)"
+
+
 class _Commit:
     """One attempt to commit one transfer."""
 
@@ -151,6 +156,8 @@ class _Commit:
         self._receipts = Receipts(os.path.join(self._path, "receipts"))
         small = self._index.entry_count < INLINE and self._plan.bytes < 64 << 20
         self._jobs = 1 if small else jobs
+        self._all_jobs = jobs
+        self._adoption = Adoption(self._path, destination.donors_folder(transfer_id))
         self._progress = _Progress(self._path)
         # Open from the start: its sync tells of every write that failed since then.
         self._filesystem = os.open(destination.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -167,7 +174,10 @@ class _Commit:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
                 return Outcome(token="", revoked=revoked)
-            failures += map(self._changed, self._verified.changed())
+            changed = self._verified.changed()
+            failures += map(self._changed, changed)
+            lost = self._adoption.stage(self._index, self._verified)
+            failures += map(self._damaged, lost - set(changed))
             failures += self._apply(pool)
         self._finish(failures)
         return None
@@ -191,29 +201,37 @@ class _Commit:
     def _verify(self, pool: _Pool) -> int:
         """Read everything back; returns the number of blocks that had to be revoked."""
         db = self._verified.begin()
-        shared: dict[int, list[tuple[int, bytes]]] = {}
-        bad: list[int] = []
-        changed: list[int] = []
-        for result in pool.verify(units(self._plan)):
-            db.executemany("INSERT INTO verified VALUES (?, ?)", result.verified)
-            changed += result.changed
-            bad += result.bad_blocks
-            for block, offset, piece in result.shared:
-                shared.setdefault(block, []).append((offset, piece))
-        bad += self._judge_shared(shared)
+        found = read_back(pool.verify(units(self._plan)), self._receipts, _into(db, _VERIFIED))
+        changed = found.changed + self._verify_adopted(db)
         self._verified.end(db, changed, self._destination.durability)
-        if bad:
-            self._revoke(bad)
-            return len(bad)
+        if found.bad_blocks:
+            self._revoke(found.bad_blocks)
+            return len(found.bad_blocks)
         self._sync_staged()
         self._check_complete()  # a receiver whose sync failed may have voided some
         self._verified.publish(self._destination.durability)
         return 0
 
-    def _judge_shared(self, shared: dict[int, list[tuple[int, bytes]]]) -> Iterator[int]:
-        for block, pieces in shared.items():
-            if not block_holds(self._receipts, block, [piece for _, piece in sorted(pieces)]):
-                yield block
+    def _verify_adopted(self, db: sqlite3.Connection) -> list[int]:
+        """Read donors back; returns adopted files that the index has other digests of."""
+        changed = []
+        for donor in self._adoption.donors():
+            db.execute("CREATE TEMP TABLE donated (entry_id INTEGER PRIMARY KEY, digest BLOB)")
+            with _Pool(self._all_jobs, donor.path, self._destination.root) as pool:
+                results = pool.verify(units(donor.plan))
+                found = read_back(results, donor.receipts, _into(db, _DONATED))
+            damaged, others = donor.damaged(found.bad_blocks), set(found.changed)
+            for donor_entry, entry_id in self._adoption.files(donor):
+                if donor_entry in damaged:
+                    continue  # reported when it cannot be staged
+                if donor_entry in others:
+                    changed.append(entry_id)
+                else:
+                    query = "INSERT INTO verified SELECT ?, digest FROM donated WHERE entry_id = ?"
+                    db.execute(query, (entry_id, donor_entry))
+            db.execute("DROP TABLE donated")
+            donor.close()
+        return changed
 
     def _revoke(self, blocks: list[int]) -> None:
         log = ReceiptLog(os.path.join(self._path, "receipts"))
@@ -228,6 +246,10 @@ class _Commit:
 
     def _changed(self, entry_id: int) -> Failure:
         return Failure(shown(self._index.entry(entry_id).path), "changed", source=True)
+
+    def _damaged(self, entry_id: int) -> Failure:
+        text = "what an earlier run staged of it is damaged: run the same again"
+        return Failure(shown(self._index.entry(entry_id).path), text, source=False)
 
     def _apply(self, pool: _Pool) -> list[Failure]:
         applier = Applier(self._path, self._destination.root)
@@ -298,6 +320,7 @@ class _Commit:
         self._destination.durability.publish(report, self._destination.report(self._id))
         self._destination.drop_old_reports()
         self._destination.discard(self._path)
+        self._destination.discard(self._destination.donors_folder(self._id))
         self._destination.discard(folder)
 
     def _report(self, failures: list[Failure]) -> Status:
@@ -409,6 +432,11 @@ def _verify(unit: Unit) -> UnitResult:
 
 def _apply(ids: tuple[int, int]) -> Applied:
     return _worker.apply(ids)
+
+
+def _into(db: sqlite3.Connection, insert: str) -> Callable[[list[tuple[int, bytes]]], object]:
+    """Something that takes verified files into a table."""
+    return lambda rows: db.executemany(insert, rows)
 
 
 def _insert(db: sqlite3.Connection, landed: list[Landed]) -> None:

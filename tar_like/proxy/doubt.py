@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import os
 
-from tar_like.errors import NotFound
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import ReceiptLog, Receipts
 from tar_like.proxy.verified import Verified
 
 
 def distrust(destination: Destination) -> None:
-    """Void the receipts that no checkpoint covers, of all transfers. Raises OSError."""
-    for transfer_id in destination.transfers():
-        try:
-            folder = destination.transfer(transfer_id)
-        except NotFound:
-            continue  # nothing of ours
+    """Void the receipts that no checkpoint covers, of all transfers and donors. Raises OSError."""
+    for folder in destination.unfinished():
         if not Verified(folder):  # else its bytes were synced before
             _void(os.path.join(folder, "receipts"))
 

@@ -3,6 +3,7 @@
 DEST/.tar_like/
     lock                  held shared by proxies, exclusively by a receiver for one run
     ledger.db             the index of the last committed state, with fingerprints
+    donors/ID/OLD/        transfers whose tree has changed: what ID adopts (proxy/adopt.py)
     transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
     completed/ID.json     reports of finished transfers
     tmp/                  what is being written; nothing there is ever looked at
@@ -11,6 +12,7 @@ DEST/.tar_like/
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -60,7 +62,7 @@ class Destination:
         try:
             os.makedirs(self.root, exist_ok=True)
             self._own(self.home)
-            for name in ("transfers", "completed", "tmp"):
+            for name in ("transfers", "donors", "completed", "tmp"):
                 self._own(os.path.join(self.home, name))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
@@ -113,6 +115,36 @@ class Destination:
         with contextlib.suppress(FileNotFoundError):
             return sorted(os.listdir(os.path.join(self.home, "transfers")))
         return []
+
+    def donors_folder(self, transfer_id: str) -> str:
+        """Where the transfers are that a transfer supersedes, and adopts files from."""
+        return os.path.join(self.home, "donors", transfer_id)
+
+    def donors(self, transfer_id: str) -> list[str]:
+        """The folders of the transfers that a transfer supersedes."""
+        folder = self.donors_folder(transfer_id)
+        with contextlib.suppress(FileNotFoundError):
+            return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        return []
+
+    def unfinished(self) -> list[str]:
+        """The folders of all transfers that are not complete, superseded ones included."""
+        owners = sorted(os.listdir(os.path.join(self.home, "donors")))
+        found = [self.transfer(one) for one in self.transfers() if _ID.fullmatch(one)]
+        return found + [path for owner in owners for path in self.donors(owner)]
+
+    def give(self, path: str, transfer_id: str) -> None:
+        """Make a transfer (its folder) a donor of another. Only for the exclusive lock's holder."""
+        folder = self.donors_folder(transfer_id)
+        if os.path.dirname(path) == folder:
+            return
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        try:
+            os.rename(path, os.path.join(folder, os.path.basename(path)))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.discard(path)  # it is there already, begun anew
 
     def report(self, transfer_id: str) -> str:
         """The report of a finished transfer. Raises NotFound for what is no id."""
@@ -167,3 +199,6 @@ class Destination:
         folder = os.path.join(self.home, "tmp")
         for name in os.listdir(folder):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        for owner in os.listdir(os.path.join(self.home, "donors")):
+            with contextlib.suppress(OSError):
+                os.rmdir(self.donors_folder(owner))  # given on, all of them

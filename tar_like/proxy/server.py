@@ -27,6 +27,7 @@ from tar_like.process import die_with_parent
 from tar_like.proxy.access import Access
 from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
+from tar_like.proxy.verified import Verified
 from tar_like.tokens import AUDIENCE, random_token
 
 BACKLOG = 1024
@@ -99,6 +100,7 @@ class Receiver:
         self._destination = destination = Destination(options.destination, options.durability)
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
+        self._jobs = options.jobs
         destination.sweep()
         sockets = [bind(options.host, 0) for _ in range(options.processes)]
         self.urls = [_url(one) for one in sockets]
@@ -110,16 +112,24 @@ class Receiver:
         for one in sockets:
             one.close()
 
-    def drop_superseded(self, source: str, transfer_id: str) -> None:
-        """Remove what earlier runs of the same source staged, which has changed since.
+    def supersede(self, source: str, transfer_id: str) -> None:
+        """Let a transfer adopt what earlier runs staged of the same source, as it was then.
 
-        Nobody else serves this destination, and nothing can use what they staged; it would only
-        hold the room that this run needs. Transfers of other sources are left alone.
+        Nobody else serves this destination. Transfers of other sources are left alone. A commit
+        that had begun to give names is finished first: its files are on their way out of staging.
         """
-        for other in self._destination.transfers():
-            path = self._destination.transfer(other)
-            if other != transfer_id and index_source(path) in (source, None):
+        from tar_like.proxy.commit import run_commit
+
+        for path in self._destination.unfinished():
+            known = index_source(path)
+            if path == self._destination.transfer(transfer_id) or known not in (source, None):
+                continue
+            if known is not None and Verified(path):
+                run_commit(self._destination, os.path.basename(path), "", self._jobs)
+            if known is None or Verified(path):
                 self._destination.discard(path)
+            elif os.path.exists(path):
+                self._destination.give(path, transfer_id)
 
     def close(self) -> None:
         """Stop it and wait until it is gone."""

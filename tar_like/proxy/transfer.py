@@ -20,6 +20,7 @@ from tar_like.codec import CHANGED
 from tar_like.errors import (
     BlockInvalid,
     Conflict,
+    NoSpace,
     NotFound,
     ReceiverFailed,
     TooLarge,
@@ -29,7 +30,7 @@ from tar_like.errors import (
 from tar_like.index import Index, validate
 from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
 from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.proxy import ledger, room
+from tar_like.proxy import adopt, ledger, room
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
@@ -101,20 +102,41 @@ class Transfer:
         folder = self._destination.temporary()
         temporary = os.path.join(folder, "plan.db")
         kept = os.path.join(folder, "kept.db")
+        adopted = os.path.join(folder, adopt.NAME)
         try:
             known = os.path.exists(self._destination.ledger)
-            if not known and build_whole_plan(self._index, temporary, block_size):
+            donors = self._destination.donors(self.id)
+            if not known and not donors and build_whole_plan(self._index, temporary, block_size):
                 ledger.write_kept(kept)
             else:
                 lacking = ledger.compare(
                     self._index, self._destination.ledger, self._destination.root, kept
                 )
+                if donors:
+                    lacking = adopt.adopt(self._index, lacking, donors, adopted)
                 build_plan(self._index, lacking, temporary, block_size)
+            if donors and not self._fits(temporary):
+                self._destination.discard(self._destination.donors_folder(self.id))
+                self._make_plan(block_size)
+                return
             publish = self._destination.durability.publish
             publish(kept, os.path.join(self.path, "kept.db"))
+            if donors:
+                publish(adopted, os.path.join(self.path, adopt.NAME))
             publish(temporary, self.plan_path)
         finally:
             self._destination.discard(folder)
+
+    def _fits(self, plan_path: str) -> bool:
+        """Whether there is room for a new plan, beside what donors hold."""
+        plan = Plan(plan_path, self.index_path)
+        try:
+            room.check(self.path, plan, plan.block_count)
+        except NoSpace:
+            return False
+        finally:
+            plan.close()
+        return True
 
     def _check_room(self) -> None:
         """Refuse what cannot fit before it is sent; all is staged once it is verified."""

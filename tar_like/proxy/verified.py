@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tar_like.database import connect_readonly, scratch
@@ -59,6 +59,16 @@ class Verified:
     def changed(self) -> list[int]:
         """Entry ids of files that are not what the index has a digest of. Raises sqlite3.Error."""
         return [row[0] for row in self._read("SELECT entry_id FROM changed ORDER BY 1")]
+
+    @contextlib.contextmanager
+    def known(self) -> Iterator[Callable[[int], bool]]:
+        """Something that tells by its id whether a file was verified. Raises sqlite3.Error."""
+        db = connect_readonly(self._path)
+        query = "SELECT 1 FROM verified WHERE entry_id = ?"
+        try:
+            yield lambda entry_id: db.execute(query, (entry_id,)).fetchone() is not None
+        finally:
+            db.close()
 
     def begin(self) -> sqlite3.Connection:
         """A new one, to be filled. Raises OSError, sqlite3.Error."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tar_like import digest
@@ -198,6 +198,35 @@ class Verifier:
                 judge.piece(piece, digest.of_piece(self._pread(fd, piece.start, piece.stop)))
             finally:
                 os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """What reading a whole transfer back came to."""
+
+    bad_blocks: list[int]
+    changed: list[int]
+    """See UnitResult."""
+
+
+def read_back(
+    results: Iterable[UnitResult],
+    receipts: Receipts,
+    take: Callable[[list[tuple[int, bytes]]], object],
+) -> ReadBack:
+    """Judge what all units of a transfer gave; ``take`` gets what is verified, a unit at a time."""
+    shared: dict[int, list[tuple[int, bytes]]] = {}
+    found = ReadBack([], [])
+    for result in results:
+        take(result.verified)
+        found.changed.extend(result.changed)
+        found.bad_blocks.extend(result.bad_blocks)
+        for block, offset, piece in result.shared:
+            shared.setdefault(block, []).append((offset, piece))
+    for block, pieces in shared.items():
+        if not block_holds(receipts, block, [piece for _, piece in sorted(pieces)]):
+            found.bad_blocks.append(block)
+    return found
 
 
 class _BlockJudge:
