@@ -14,8 +14,9 @@ from tar_like.errors import shown
 
 DatabaseError = sqlite3.Error
 """What any of these connections may raise."""
-Damaged = (sqlite3.Error, UnicodeDecodeError)
-"""What a file that somebody else made may have them raise: its texts need not be UTF-8."""
+Damaged = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What a file that somebody else made may have them raise: its texts need not be UTF-8, and it may
+claim to need any amount of memory."""
 MAX_VALUE = 1 << 24
 """Bytes of the largest value that is read from such a file."""
 
@@ -49,6 +50,8 @@ def damage(error: Exception | str) -> str:
     """What is wrong with a file, in a few printable words: its own texts may be in there."""
     if isinstance(error, UnicodeDecodeError):
         return "a text is not UTF-8"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
     lines = [line for line in str(error).splitlines() if not line.startswith("***")]
     return shown(" ".join(lines).encode("utf-8", "surrogateescape"))[:100]
 

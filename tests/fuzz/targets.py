@@ -171,7 +171,10 @@ def seeds(name: str) -> list[bytes]:
             indexes.write(path, [indexes.root(), indexes.file(b"a", 10)])
             raw = path.read_bytes()
         edits = [bytes([200, *pair, 9, 1, 1, 1]) for pair in ((1, 2), (3, 1), (9, 5), (10, 6))]
-        return [b"\x00" + raw, b"\x41\x00\x00\x10\x04\xff\xff\xff\xff", *edits]
+        greedy = bytes.fromhex(
+            "4100 0c09" + 15 * "ff" + "3f" + 23 * "ff" + "01 0004 10 ff df ff ff"
+        )
+        return [b"\x00" + raw, b"\x41\x00\x00\x10\x04\xff\xff\xff\xff", greedy, *edits]
     shape = bytes([2, 0, 100, 0, 5])
     good = [
         b"".join(bytes(part) for part in codec.encode(raw, omissions, compress=compress))
