@@ -26,12 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tar_like.errors import TarLikeError
-from tar_like.index import Index
-from tar_like.plan import Plan
 from tar_like.proxy.durable import sync_filesystem
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import Receipts
-from tar_like.proxy.staging import Staging
 from tar_like.upload.client import Client
 from tests.chaos import scene
 from tests.chaos.scene import Broken, Receiver, Sender
@@ -63,7 +60,7 @@ def run(count: int, dice: random.Random) -> dict[str, object]:
 def _run(count: int, dice: random.Random) -> dict[str, object]:
     scene.checkpoints_every(0.03)
     with tempfile.TemporaryDirectory(
-        prefix="tar-like-power-", dir=_memory(), ignore_cleanup_errors=True
+        prefix="tar-like-power-", dir=scene.memory(), ignore_cleanup_errors=True
     ) as name:
         cuts = _Cuts(Path(name), dice)
         for _ in range(count):
@@ -73,10 +70,6 @@ def _run(count: int, dice: random.Random) -> dict[str, object]:
 
 def _numbers(bits: bytes) -> list[int]:
     return [number for number in range(8 * len(bits)) if bits[number // 8] >> number % 8 & 1]
-
-
-def _memory() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class _Cuts:
@@ -217,28 +210,8 @@ class _Cuts:
         verified = (folder / "verified.db").exists()
         if not verified and called.durable - durable:
             raise Broken(f"called durable, and forgotten: {sorted(called.durable - durable)}")
-        plan = Plan(str(folder / "plan.db"), str(folder / "index.db"))
-        staging = Staging(str(folder / "stage"))
-        with Index(str(folder / "index.db")) as index:
-            for block in called.durable | durable:
-                for extent in plan.extents(block):
-                    path = os.fsdecode(index.entry(extent.entry_id).path)
-                    staged = folder / "stage" / staging.name(extent.entry_id)
-                    holder = staged if staged.exists() or not verified else self._dest / path
-                    self._compare(holder, self._source / path, extent.start, extent.stop)
-                self._count("durable_blocks_checked")
-        plan.close()
-        staging.close()
-
-    @staticmethod
-    def _compare(holder: Path, source: Path, start: int, stop: int) -> None:
-        if not holder.exists():
-            raise Broken(f"bytes that were called durable are gone: {holder}")
-        with holder.open("rb") as one, source.open("rb") as other:
-            if os.pread(one.fileno(), stop - start, start) != os.pread(
-                other.fileno(), stop - start, start
-            ):
-                raise Broken(f"bytes that were called durable are others: {holder} at {start}")
+        scene.staged_as_sent(folder, called.durable | durable, self._source, self._dest)
+        self._count("durable_blocks_checked", len(called.durable | durable))
 
     def _complete(self) -> None:
         """The same upload again goes through, and everything is there."""

@@ -22,13 +22,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tar_like.index import BuildOptions, build_index
+from tar_like.index import BuildOptions, Index, build_index
+from tar_like.plan import Plan
 from tar_like.proxy import server, transfer
 from tar_like.proxy.server import ServerOptions
+from tar_like.proxy.staging import Staging
 from tar_like.source.folder import FolderSource
 from tar_like.upload.dispatch import UploadOptions
 from tar_like.upload.run import Upload
@@ -232,6 +234,29 @@ def no_partial_files(dest: Path, *wanted: dict[bytes, str]) -> int:
     return len(found)
 
 
+def staged_as_sent(folder: Path, blocks: Iterable[int], source: Path, dest: Path) -> None:
+    """The bytes of these blocks are in staging, or after verification under their names."""
+    verified = (folder / "verified.db").exists()
+    plan = Plan(str(folder / "plan.db"), str(folder / "index.db"))
+    with Index(str(folder / "index.db")) as index:
+        for block in blocks:
+            for extent in plan.extents(block):
+                path = os.fsdecode(index.entry(extent.entry_id).path)
+                staged = folder / "stage" / Staging.name(extent.entry_id)
+                holder = dest / path if verified and not staged.exists() else staged
+                _compare(holder, source / path, extent.start, extent.stop)
+    plan.close()
+
+
+def _compare(holder: Path, source: Path, start: int, stop: int) -> None:
+    if not holder.exists():
+        raise Broken(f"bytes that were acknowledged are gone: {holder}")
+    with holder.open("rb") as one, source.open("rb") as other:
+        found = os.pread(one.fileno(), stop - start, start)
+        if found != os.pread(other.fileno(), stop - start, start):
+            raise Broken(f"bytes that were acknowledged are others: {holder} at {start}")
+
+
 def wait_for(what: str, condition: Callable[[], T], *, seconds: float = PATIENCE) -> T:
     """The first true value of the condition."""
     end = time.monotonic() + seconds
@@ -240,6 +265,11 @@ def wait_for(what: str, condition: Callable[[], T], *, seconds: float = PATIENCE
             raise Broken(f"waited {seconds} s in vain for {what}")
         time.sleep(0.002)
     return value
+
+
+def memory() -> str | None:
+    """Where temporary files do not wear out a disk."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def void(_: object) -> None:

@@ -1,0 +1,150 @@
+"""SIGKILL at every system call of the writing kind, of one block's PUT and of one commit.
+
+a commit into an empty destination, one over an older tree (kept, replaced and other kinds of
+names), one on two processes; each call once, on entering it
+then: what has a receipt is staged as sent, what bears a name is whole, the same again completes
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tar_like.proxy.commit import run_commit
+from tar_like.proxy.receipts import Receipts
+from tests.chaos import scene
+from tests.chaos.scene import Broken
+from tests.chaos.traced import WRITES, traced
+from tests.trees import remove, visible_files
+from tests.unit.receiver import Job
+
+BLOCK = 16384
+
+
+def run(count: int, dice: random.Random) -> dict[str, object]:
+    """Up to so many calls, chosen at random. Raises Broken; PermissionError without strace."""
+    with tempfile.TemporaryDirectory(prefix="tar-like-calls-", dir=scene.memory()) as name:
+        return Kills(Path(name), dice).run(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that is done to a transfer."""
+
+    name: str
+    old: bool
+    """Whether the destination has an older tree."""
+    prepare: Callable[[Job], object]
+    do: Callable[[Job], object]
+
+
+def _put(job: Job) -> None:
+    job.put(0)
+    job.transfer.checkpoint()
+
+
+def _commit(job: Job, jobs: int = 1) -> None:
+    run_commit(job.destination, job.id, "token", jobs)
+
+
+WORKS = (
+    Work("put", False, lambda job: None, _put),
+    Work("commit", False, lambda job: job.send(), _commit),
+    Work("commit over an older tree", True, lambda job: job.send(), _commit),
+)
+
+
+class Kills:
+    """The trials, in one folder."""
+
+    def __init__(self, work: Path, dice: random.Random) -> None:
+        self._dice = dice
+        self._work = work
+        self._source, self._dest = work / "src", work / "dst"
+        self._old = work / "old"
+        self._log = work / "log"
+        scene.make_tree(self._old, dice, files=14, most=30_000)
+        shutil.copytree(self._old, self._source, symlinks=True, copy_function=_copy)
+        self._change()
+        self._allowed = [visible_files(self._source), visible_files(self._old)]
+
+    def _change(self) -> None:
+        """What is to come over the older tree: new, other, gone to another kind, kept."""
+        source = self._source
+        (source / "new").write_bytes(self._dice.randbytes(50_000))
+        (source / "d0/f0").write_bytes(self._dice.randbytes(20_000))
+        (source / "link").unlink()
+        (source / "link").mkdir()
+        (source / "link/inside").write_bytes(b"was a symlink")
+        (source / "dangling").unlink()
+        (source / "dangling").symlink_to("elsewhere")
+        (source / "d1/link to a link").symlink_to("../dangling")
+
+    def run(self, count: int) -> dict[str, object]:
+        every = [
+            (work, name, number)
+            for work in WORKS
+            for name, total in self._calls(work).items()
+            for number in range(1, total + 1)
+        ]
+        chosen = every if count >= len(every) else self._dice.sample(every, count)
+        killed = sum(self._one(*each) for each in chosen)
+        if killed < len(chosen) * 0.9:
+            raise Broken(f"only {killed} of {len(chosen)} were killed: it shows nothing")
+        return {"calls": len(every), "tried": len(chosen), "killed": killed}
+
+    def _prepared(self, work: Work) -> Job:
+        if self._dest.exists():
+            remove(self._dest)
+        self._dest.mkdir()
+        if work.old:
+            before = Job(self._old, self._dest, block_size=BLOCK, algorithm="none")
+            before.complete()
+            before.close()
+        job = Job(self._source, self._dest, block_size=BLOCK, algorithm="none")
+        work.prepare(job)
+        return job
+
+    def _calls(self, work: Work) -> dict[str, int]:
+        job = self._prepared(work)
+        done = traced(lambda: work.do(job), log=self._log, which=WRITES)
+        job.close()
+        if done.code:
+            raise Broken(f"{work.name} fails by itself: {self._log.read_text()[-2000:]}")
+        return done.calls
+
+    def _one(self, work: Work, call: str, number: int) -> bool:
+        job = self._prepared(work)
+        inject = f"{call}:signal=KILL:when={number}"
+        done = traced(lambda: work.do(job), log=self._log, which=WRITES, inject=inject)
+        job.close()
+        try:
+            self._judge()
+        except Broken as error:
+            raise Broken(f"{work.name}, killed at {call} number {number}: {error}") from None
+        return done.code == -9
+
+    def _judge(self) -> None:
+        scene.no_partial_files(self._dest, *self._allowed)
+        for folder in (self._dest / ".tar_like/transfers").iterdir():
+            receipts = Receipts(str(folder / "receipts"))
+            receipts.refresh()
+            scene.staged_as_sent(folder, receipts.blocks(), self._source, self._dest)
+        again = Job(self._source, self._dest, block_size=BLOCK, algorithm="none")
+        failures = again.complete()
+        again.close()
+        if failures:
+            raise Broken(f"the same again fails: {failures}")
+        scene.same(self._source, self._dest)
+
+
+def _copy(source: str, target: str) -> None:
+    """With its times to the nanosecond, so that what is unchanged is kept."""
+    shutil.copy2(source, target)
+    st = os.stat(source)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
