@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
-from tar_like.errors import UsageError
+from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions
@@ -109,7 +109,9 @@ def _sync_to_folder(
         upload = replace(
             upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
         )
-        return _sync(options, build, upload, output, receiver.supersede)
+        code = _sync(options, build, upload, output, receiver.supersede)
+        receiver.close(at_once=code in (OK, SOURCE_TROUBLE))
+        return code
 
 
 def _sync(

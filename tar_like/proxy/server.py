@@ -36,6 +36,8 @@ EXPIRE_EVERY = 3600.0
 KEEP_ALIVE = 75
 SHUTDOWN = 5
 """Seconds that requests in flight get when the receiver is told to stop."""
+AT_ONCE = signal.SIGQUIT
+"""Tells a supervisor to end its processes without waiting for what they do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +133,19 @@ class Receiver:
             elif os.path.exists(path):
                 self._destination.give(path, transfer_id)
 
-    def close(self) -> None:
-        """Stop it and wait until it is gone."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop it and wait until it is gone. Idempotent.
+
+        ``at_once`` is for a run that is complete: no request is in flight, no receipt matters.
+        """
+        if self._lock < 0:
+            return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGTERM)
+            os.kill(self._pid, AT_ONCE if at_once else signal.SIGTERM)
             os.waitpid(self._pid, 0)
         self._destination.sweep()
         os.close(self._lock)
+        self._lock = -1
 
     def __enter__(self) -> Receiver:
         return self
@@ -236,12 +244,13 @@ class _Supervisor:
         self._commits: set[int] = set()
         self._stopping = False
         self._next_expiry = time.monotonic()
+        self._ending = signal.SIGTERM
 
     def run(self, ready: Callable[[], None] | None) -> None:
         import tar_like.proxy.serving  # noqa: F401 imported once, before the forks
 
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, AT_ONCE):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for one in self._sockets:
@@ -261,8 +270,10 @@ class _Supervisor:
             self._reap()
         self._end()
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, _: object) -> None:
         self._stopping = True
+        if number == AT_ONCE:
+            self._ending = signal.SIGKILL
 
     def _start_server(self, listener: socket.socket) -> None:
         from tar_like.proxy.serving import serve_socket
@@ -321,7 +332,7 @@ class _Supervisor:
     def _end(self) -> None:
         for pid in [*self._servers, *self._commits]:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, self._ending)
         deadline = time.monotonic() + SHUTDOWN + 2
         remaining = [*self._servers, *self._commits]
         while remaining and time.monotonic() < deadline:

@@ -25,6 +25,7 @@ from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
 from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
+from tar_like.source.ahead import ahead
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
 
 RUN = 100_000
@@ -59,6 +60,9 @@ class FolderSource:
         self._walker.close()
 
     def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+        return ahead(self._scan(wanted))
+
+    def _scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         root = self._stat(b"", b"", b".", wanted)
         listing = self._list(b"", wanted)
         first = next(listing, None)
