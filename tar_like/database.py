@@ -56,6 +56,13 @@ def damage(error: Exception | str) -> str:
     return shown(" ".join(lines).encode("utf-8", "surrogateescape"))[:100]
 
 
+def temporary() -> sqlite3.Connection:
+    """A database of its own, in memory as long as it is small; gone when it is closed."""
+    db = sqlite3.connect("", isolation_level=None)
+    db.execute("PRAGMA journal_mode=OFF")
+    return db
+
+
 def scratch(path: str) -> sqlite3.Connection:
     """A file that is written in one transaction, which is open, and then published."""
     db = connect(path)

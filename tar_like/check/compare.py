@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from tar_like.codec import REASONS
 from tar_like.dirfd import Walker
-from tar_like.errors import UsageError, cause
-from tar_like.index import Index
+from tar_like.errors import UsageError, cause, shown
+from tar_like.index import Index, Inodes
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, Piece, sort_key
 from tar_like.source import Found, Source, Wanted
+from tar_like.source.folder import ACLS, portable, read_xattrs
 from tar_like.source.hashing import Hashed, hash_files
 
 _TYPES = {
@@ -95,6 +96,11 @@ def extra_names(index: Index, source: Source) -> Iterator[Difference]:
             yield Difference(found.path, "extra", detail)
 
 
+def _visible(name: bytes) -> bool:
+    key = os.fsdecode(name)
+    return key in ACLS or portable(key)
+
+
 class _Comparer:
     """Looks at entries where they should be."""
 
@@ -102,6 +108,7 @@ class _Comparer:
         self._index = index
         self._walker = walker
         self._metadata = metadata
+        self._inodes = Inodes()
 
     def look(self, entry: Entry) -> _Item:
         """Compare all but the content; say what to hash."""
@@ -149,6 +156,28 @@ class _Comparer:
             yield f"owner {st.st_uid}:{st.st_gid} instead of {entry.uid}:{entry.gid}"
         if entry.kind == HARDLINK and not self._is_linked(entry, st):
             yield "not a hard link to its first name"
+        if entry.kind != HARDLINK and entry.kind != DIRECTORY and st.st_nlink > 1:
+            first = self._inodes.first(st.st_dev, st.st_ino, entry.id)
+            if first != entry.id:
+                yield f"a hard link to {shown(self._index.entry(first).path)}"
+        if self._index.xattr_names:
+            yield from self._compare_xattrs(entry)
+
+    def _compare_xattrs(self, entry: Entry) -> Iterator[str]:
+        """Attributes that the index speaks of and this user may see: each that is not as it was."""
+        content = entry.id if entry.kind != HARDLINK else entry.link
+        names = self._index.xattr_names
+        wanted = Wanted(xattrs="xattrs" in names, acls="acls" in names)
+        mine = {name: value for name, value in self._index.xattrs(content) if _visible(name)}
+        parent, name = self._walker.split(entry.path)
+        try:
+            found = dict(read_xattrs(name, parent, wanted))
+        except OSError as error:
+            yield f"its attributes cannot be read: {cause(error)}"
+            return
+        for key in sorted(mine.keys() | found.keys()):
+            if mine.get(key) != found.get(key):
+                yield f"attribute {shown(key)}"
 
     def _is_linked(self, entry: Entry, st: os.stat_result) -> bool:
         try:

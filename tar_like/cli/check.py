@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         "--against", metavar="URL", help="compare with s3://bucket/prefix instead of an index"
     )
     parser.add_argument("--extra", action="store_true", help="names that are not in the index, too")
-    parser.add_argument("--metadata", action="store_true", help="modes, times and owners, too")
+    parser.add_argument(
+        "--metadata",
+        action="store_true",
+        help="modes, times, owners and hard links, too; attributes where the index has them",
+    )
     parser.add_argument(
         "-j", dest="jobs", metavar="N", default=str(settings.processes),
         help="hashing processes (default: one a core)",

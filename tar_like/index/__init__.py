@@ -9,7 +9,8 @@ is read is noticed then.
 """
 
 from tar_like.index.build import BuildOptions, BuildSummary, build_index
+from tar_like.index.inodes import Inodes
 from tar_like.index.reader import Index
 from tar_like.index.validate import validate
 
-__all__ = ["BuildOptions", "BuildSummary", "Index", "build_index", "validate"]
+__all__ = ["BuildOptions", "BuildSummary", "Index", "Inodes", "build_index", "validate"]

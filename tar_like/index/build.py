@@ -18,6 +18,7 @@ from tar_like.codec import REASONS
 from tar_like.errors import IndexInvalid, TarLikeError, cause
 from tar_like.index import schema
 from tar_like.index.identity import Identity
+from tar_like.index.inodes import Inodes
 from tar_like.index.reader import Index
 from tar_like.layout import FILE, HARDLINK, Entry, Piece, place, sort_key
 from tar_like.source import Found, Skipped, Source, Wanted
@@ -134,16 +135,13 @@ class _Builder:
         self._old = old
         self._memory = _Memory(old, options.algorithm) if old is not None else None
         self._summary = BuildSummary()
+        self._inodes = Inodes()
         self._cursor = 0
 
     def write(self, path: str) -> BuildSummary | None:
         """Write the index; None, and nothing of use written, when the old one still holds."""
         self._db = schema.create(path)
         try:
-            self._db.execute(
-                "CREATE TEMP TABLE inode (dev INTEGER, ino INTEGER, entry_id INTEGER, "
-                "PRIMARY KEY (dev, ino)) WITHOUT ROWID"
-            )
             scan = self._source.scan(self._options.wanted)
             identity = Identity(self._options.algorithm)
             if self._old is not None and self._memory is not None and self._may_compare(self._old):
@@ -167,6 +165,7 @@ class _Builder:
             self._db.execute("COMMIT")
         finally:
             self._db.close()
+            self._inodes.close()
         return self._summary
 
     def _may_compare(self, old: Index) -> bool:
@@ -191,7 +190,7 @@ class _Builder:
                 continue
             *row, link, offset, has_hash = next(rows, _NO_ROW)
             if tuple(row) != found[: len(row)] or not row:
-                first = found.links > 1 and self._known_name(found) == link
+                first = found.links > 1 and self._inodes.known(found.dev, found.ino) == link
                 if not (first and _same_link(row, found)):
                     return found
             elif found.kind == FILE:
@@ -203,7 +202,7 @@ class _Builder:
                     self._cursor = offset + found.size
                 summary.reused += hashed
             if found.links > 1:
-                self._first_name(found, summary.entries)
+                self._inodes.first(found.dev, found.ino, summary.entries)
             summary.entries += 1
         return None
 
@@ -274,7 +273,7 @@ class _Builder:
             entry_id = summary.entries
             summary.entries += 1
             if found.links > 1:
-                first = self._first_name(found, entry_id)
+                first = self._inodes.first(found.dev, found.ino, entry_id)
                 if first != entry_id:
                     yield self._entry(found, entry_id, HARDLINK, 0, first, b"")
                     continue
@@ -308,21 +307,6 @@ class _Builder:
             entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link,
             remembered, ctime, ino, token,
         )  # fmt: skip
-
-    def _first_name(self, found: Found, entry_id: int) -> int:
-        """The first entry with the same inode; the inodes are kept on disk, not in memory."""
-        known = self._known_name(found)
-        if known >= 0:
-            return known
-        self._db.execute("INSERT INTO inode VALUES (?, ?, ?)", (found.dev, found.ino, entry_id))
-        return entry_id
-
-    def _known_name(self, found: Found) -> int:
-        """The entry that already has this inode; -1 if there is none."""
-        row = self._db.execute(
-            "SELECT entry_id FROM inode WHERE dev = ? AND ino = ?", (found.dev, found.ino)
-        ).fetchone()
-        return -1 if row is None else int(row[0])
 
     def _skip(self, skipped: Skipped) -> None:
         if skipped.kind == "special":

@@ -210,7 +210,9 @@ class Applier:
         parent, name = self._walker.split(entry.path)
         xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
         try:
-            same = os.readlink(name, dir_fd=parent) == entry.target
+            # Another name of it may be another entry's: links are made anew, after this.
+            alone = os.stat(name, dir_fd=parent, follow_symlinks=False).st_nlink == 1
+            same = alone and os.readlink(name, dir_fd=parent) == entry.target
         except OSError:
             same = False
         if same:

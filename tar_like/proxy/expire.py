@@ -61,6 +61,7 @@ def _expire(destination: Destination, transfer_id: str, now: float, older: float
             return None
         found = Expired(transfer_id, int(idle), room.staged(os.path.join(folder, "stage")).bytes)
         destination.discard(folder)
+        destination.discard(destination.donors_folder(transfer_id))
         return found
 
 

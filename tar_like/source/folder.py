@@ -31,7 +31,7 @@ from tar_like.source.contract import Found, Reading, Skipped, Wanted
 RUN = 100_000
 """Names of one directory that are sorted in memory; more are merged from sorted files."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 RESERVED = b".tar_like"
 """The receiver's own directory in a destination's root; never part of a tree."""
@@ -169,7 +169,7 @@ class FolderSource:
                     segments = _segments(name, parent, size)
             elif kind == SYMLINK:
                 target, mode = os.readlink(name, dir_fd=parent), 0o777
-            xattrs = _xattrs(name, parent, wanted) if wanted.xattrs or wanted.acls else ()
+            xattrs = read_xattrs(name, parent, wanted) if wanted.xattrs or wanted.acls else ()
         except FileNotFoundError:
             # Renamed, maybe, to a name that was passed already: to leave it out in silence would
             # be to claim that the tree is complete.
@@ -268,7 +268,7 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield start, stop
 
 
-def _xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, bytes], ...]:
     """The extended attributes that are wanted; ACLs are such attributes too."""
     path = b"/proc/self/fd/%d/%s" % (parent, name)
     found = []
@@ -279,13 +279,14 @@ def _xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, byte
             return ()
         raise
     for key in sorted(names):
-        if wanted.acls if key in _ACLS else wanted.xattrs and _portable(key):
+        if wanted.acls if key in ACLS else wanted.xattrs and portable(key):
             value = os.getxattr(path, key, follow_symlinks=False)
             found.append((os.fsencode(key), value))
     return tuple(found)
 
 
-def _portable(key: str) -> bool:
+def portable(key: str) -> bool:
+    """Whether this user may see, and set, an extended attribute that is no ACL."""
     return key.startswith("user.") or (os.geteuid() == 0 and not key.startswith("system."))
 
 

@@ -404,6 +404,56 @@ def test_check_sees_metadata_when_asked(landed: tuple[Path, Path]) -> None:
     }
 
 
+def test_check_sees_hard_links_that_were_merged_or_split(landed: tuple[Path, Path]) -> None:
+    dst, db = landed
+    stamps = {path: path.stat().st_mtime_ns for path in (dst, dst / "f", dst / "hard")}
+    for name in ("f/merged-1", "f/merged-2", "f/linked-1"):
+        (dst / name).write_bytes(b"the same")
+        os.utime(dst / name, ns=(0, 1))
+    os.link(dst / "f/linked-1", dst / "f/linked-2")
+    os.link(dst / "f/linked-1", dst.parent / "a name outside")
+    index(dst, db)
+    assert check(dst, db, "--metadata") == []
+    for one, other in (("f/merged-1", "f/merged-2"), ("f/linked-1", "f/linked-2")):
+        (dst / other).unlink()
+        if one == "f/merged-1":
+            os.link(dst / one, dst / other)
+        else:
+            shutil.copy2(dst / one, dst / other)
+    for path in stamps:
+        os.utime(path, ns=(0, stamps[path]))
+    index_of = {row["path"]: row for row in check(dst, db, "--metadata", codes=(4,))}
+    assert "not a hard link" in index_of["f/linked-2"]["detail"]
+    assert "a hard link to f/merged-1" in index_of["f/merged-2"]["detail"]
+    assert check(dst, db) == []
+
+
+def test_check_sees_attributes_that_the_index_speaks_of(landed: tuple[Path, Path]) -> None:
+    dst, db = landed
+    names = ("lost", "other", "extra", "right")
+    for name in names:
+        (dst / "f" / name).touch()
+    try:
+        for name in ("lost", "other", "right"):
+            os.setxattr(dst / "f" / name, "user.note", b"as it was")
+    except OSError:
+        pytest.skip("this filesystem has no attributes")
+    os.link(dst / "f/lost", dst / "f/lost-too")
+    index(dst, db, "-X")
+    os.removexattr(dst / "f/lost", "user.note")
+    os.setxattr(dst / "f/other", "user.note", b"not as it was")
+    os.setxattr(dst / "f/extra", "user.more", b"")
+    found = check(dst, db, "--metadata", codes=(4,))
+    assert {(row["path"], row["detail"]) for row in found} == {
+        ("f/lost", "attribute user.note"),
+        ("f/lost-too", "attribute user.note"),
+        ("f/other", "attribute user.note"),
+        ("f/extra", "attribute user.more"),
+    }
+    index(dst, db, "-c")
+    assert check(dst, db, "--metadata") == [], "this index does not speak of attributes"
+
+
 def test_check_for_people_names_the_file(landed: tuple[Path, Path]) -> None:
     dst, db = landed
     _flip(dst)

@@ -493,3 +493,15 @@ def test_a_kept_file_that_was_changed_behind_our_back_is_not_called_verified(
     job.close()
     assert sync(source, dest) == {}
     assert_same(source, dest)
+
+
+def test_hard_links_between_symlinks_are_split_as_at_the_source(source: Path, dest: Path) -> None:
+    assert sync(source, dest) == {}
+    assert (dest / "link").lstat().st_ino == (dest / "zlink").lstat().st_ino
+    (source / "zlink").unlink()
+    (source / "zlink").symlink_to("d/small")
+    stamp = (source / "link").lstat().st_mtime_ns
+    os.utime(source / "zlink", ns=(stamp, stamp), follow_symlinks=False)
+    assert sync(source, dest) == {}
+    assert_same(source, dest)
+    assert (dest / "link").lstat().st_nlink == (dest / "zlink").lstat().st_nlink == 1
