@@ -16,6 +16,7 @@ import yaml
 from tests.e2e.harness import REPOSITORY
 
 COMPOSE = REPOSITORY / "docker" / "compose.yaml"
+DOCKERFILE = REPOSITORY / "docker" / "Dockerfile"
 EXAMPLE = REPOSITORY / ".tar_like_rc.example"
 TOKEN = "a-shared-token-of-the-tests"
 ELSEWHERE = {"AWS_CA_BUNDLE", "AWS_PROFILE"}
@@ -153,6 +154,17 @@ def test_senders_get_the_settings_of_s3_that_the_example_lists() -> None:
         assert not missing, f"compose.yaml does not hand on {sorted(missing)}"
 
 
+def test_images_are_pinned_and_can_be_pinned_closer() -> None:
+    names = {"BASE_IMAGE", "HAPROXY_IMAGE", "REDIS_IMAGE"}
+    for name, default in re.findall(r"^#(\w+_IMAGE)=(\S+)$", EXAMPLE.read_text(), re.MULTILINE):
+        assert name not in names or re.search(r":\d+\.\d+\.\d+", default), f"{default} moves"
+    pinned = dict.fromkeys(names, f"example/image:1.2.3@sha256:{'0' * 64}")
+    services = config(**pinned)["services"]
+    (one,) = set(pinned.values())
+    found = (services["haproxy"]["image"], services["redis"]["image"])
+    assert {*found, services["proxy"]["build"]["args"]["BASE"]} == {one}
+
+
 def test_every_variable_of_compose_is_in_the_example() -> None:
     used = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
     listed = set(re.findall(r"^#(\w+)=", EXAMPLE.read_text(), re.MULTILINE))
@@ -165,5 +177,7 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
     assert configuration == REPOSITORY / "haproxy" / "haproxy.cfg"
     assert configuration.is_file()
     build = services["proxy"]["build"]
+    default = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert default and build["args"] == {"BASE": default[1]}
     assert (Path(build["context"]) / build["dockerfile"]).is_file()
     assert os.stat(REPOSITORY / "docker" / "entrypoint").st_mode & stat.S_IXOTH
