@@ -278,6 +278,11 @@ def checked_url(url: str) -> str:
         raise UsageError(f"{url} is not a URL.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
         raise UsageError(f"{url} is not a receiver's URL: it looks like http://host:8000{ROOT}.")
+    if "@" in parts.netloc:
+        raise UsageError(
+            "A receiver's URL has no name and no password in it, since others get to see it: "
+            "receivers ask for a token (TARLIKE_TOKEN)."
+        )
     if parts.query or parts.fragment:
         raise UsageError(f"{url} is not a receiver's URL: it has no ? and no #.")
     path = parts.path.rstrip("/") or ROOT

@@ -180,6 +180,57 @@ def test_a_killed_uploading_command_goes_on(work: Path, src: Path, db: Path, red
     assert_same(src, dst)
 
 
+def test_a_killed_receiver_is_waited_for(work: Path, src: Path, db: Path, redis: Redis) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with (
+        workers(redis, work, 2),
+        Proxy(dst) as proxy,
+        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+    ):
+        met(job, proxy, transfer, 0.2)
+        proxy.kill()
+        wait_for("a range to fail", lambda: any(one["failure"] for one in records(redis)))
+        with Proxy(dst, port=proxy.port) as again:
+            state = again.blocks(transfer)
+            assert state and 0 < state.received < state.total
+            unleash(redis, transfer)
+            ended_well(job)
+    assert_same(src, dst)
+
+
+def test_a_killed_receiver_of_two_is_done_without(
+    work: Path, src: Path, db: Path, redis: Redis
+) -> None:
+    transfer, dst = transfer_of(db), work / "dst"
+    with Proxy(dst) as one, Proxy(dst) as two, workers(redis, work, 2):
+        words = ("--limit", "1M", "-u", two.url)
+        with upload_job(redis, one, src, db, *words) as job:
+            met(job, two, transfer, 0.2)
+            one.kill()
+            unleash(redis, transfer)
+            ended_well(job)
+    assert_same(src, dst)
+
+
+def test_a_killed_sync_goes_on(work: Path, src: Path, redis: Redis) -> None:
+    dst = work / "dst"
+    with Proxy(dst) as proxy, workers(redis, work, 2):
+        words = ("sync", src, proxy.url, "-s", BLOCK, "--redis", redis.url, "--json")
+        with Job(*words, "--limit", "1M") as job:
+            wait_for("blocks", lambda: received(redis) > 20, unless=job.ended)
+            job.kill()
+        summary = run(*words).summary
+        assert summary["state"] == "complete"
+        assert 0 < summary["blocks_sent"] <= summary["blocks_total"] - 20
+    assert_same(src, dst)
+
+
+def received(redis: Redis) -> int:
+    """Blocks of the only transfer, as the uploading command says."""
+    rows = status(redis)["transfers"]
+    return int(rows[0]["received"]) if rows else 0
+
+
 def test_detached(work: Path, src: Path, db: Path, redis: Redis) -> None:
     transfer, dst = transfer_of(db), work / "dst"
     env = {"TARLIKE_CACHE": str(work / "cache")}

@@ -1,0 +1,122 @@
+"""What Redis gets to know, and what RQ's own commands do to a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rq.command import send_shutdown_command, send_stop_job_command
+
+from tests.e2e.harness import Job, Proxy, index, payload, run, wait_for
+from tests.fanout.harness import (
+    BLOCK,
+    Redis,
+    Worker,
+    at_work,
+    ended_well,
+    met,
+    records,
+    unleash,
+    upload_job,
+    workers,
+)
+from tests.trees import assert_same
+
+TOKEN = "a-token-that-nobody-else-knows-0123456789"
+
+
+@pytest.fixture
+def src(work: Path) -> Path:
+    """About 12 MB."""
+    payload(work / "src")
+    return work / "src"
+
+
+@pytest.fixture
+def redis(work: Path) -> Iterator[Redis]:
+    (work / "redis").mkdir()
+    with Redis(work / "redis") as server:
+        yield server
+
+
+def everything(redis: Redis) -> bytes:
+    """Names and values of all keys; RQ's data unpacked."""
+    client, found = redis.client, []
+    for name in client.scan_iter():
+        found.append(name)
+        match client.type(name):
+            case b"string":
+                found.append(client.get(name) or b"")
+            case b"hash":
+                found += [part for pair in client.hgetall(name).items() for part in pair]
+            case b"stream":
+                found += [part for _, row in client.xrange(name) for part in row.values()]
+            case b"list":
+                found += client.lrange(name, 0, -1)
+    return b"\n".join(part for raw in found for part in (raw, unpacked(raw)))
+
+
+def unpacked(raw: bytes) -> bytes:
+    """What RQ has packed; empty for anything else."""
+    with contextlib.suppress(zlib.error):
+        return zlib.decompress(raw)
+    return b""
+
+
+def test_redis_knows_no_token(work: Path, src: Path, redis: Redis) -> None:
+    transfer = str(index(src, work / "db")["id"])
+    env, dst = {"TARLIKE_TOKEN": TOKEN}, work / "dst"
+    (work / "token").write_text(TOKEN)
+    with Proxy(dst, "--token-file", work / "token") as proxy:
+        crew = ("--redis", redis.url, "--cache", work / "cache", "-p", 1, "-u", proxy.url)
+        words = (
+            "-b", src, "-db", work / "db", "-u", proxy.url, "-s", BLOCK, "--redis", redis.url,
+            "--json", "--limit", "2M",
+        )  # fmt: skip
+        with Job("worker", *crew, env=env), Job("upload", *words, env=env) as job:
+            wait_for("a range", lambda: any(one["sent"] for one in records(redis)))
+            seen = everything(redis)
+            assert transfer.encode() in seen and b"upload_blocks" in seen
+            unleash(redis, transfer)
+            ended_well(job)
+        assert TOKEN.encode() not in seen + everything(redis)
+    assert_same(src, dst)
+
+
+def test_a_url_with_a_password_is_refused(work: Path, src: Path, redis: Redis) -> None:
+    index(src, work / "db")
+    url = "http://me:secret@127.0.0.1:9/tar"
+    words = ("-b", src, "-db", work / "db", "-u", url, "--redis", redis.url)
+    refused = run("upload", *words, codes=(2,)).sentence("TARLIKE_TOKEN")
+    assert "secret" not in refused.message
+    assert b"secret" not in everything(redis)
+
+
+def test_rqs_commands(work: Path, src: Path, redis: Redis) -> None:
+    """stop-job ends a range after its block, and others get the rest; shutdown is SIGTERM."""
+    transfer, dst = str(index(src, work / "db")["id"]), work / "dst"
+    with (
+        Proxy(dst) as proxy,
+        workers(redis, work, 2) as crew,
+        upload_job(redis, proxy, src, work / "db", "--limit", "500K") as job,
+    ):
+        first: Worker = crew[0]
+
+        def busy() -> str:
+            held = at_work(redis, first)
+            return held["job"] if held and held["stop"] - held["first"] > held["sent"] + 6 else ""
+
+        stopped = wait_for("a range", busy, unless=job.ended)
+        send_stop_job_command(redis.client, stopped, serializer="json")
+        wait_for("another", lambda: busy() not in ("", stopped), unless=job.ended)
+        held = at_work(redis, first)
+        assert held
+        send_shutdown_command(redis.client, held["name"])
+        first.end(30).verify(0)
+        met(job, proxy, transfer, 0.2)
+        unleash(redis, transfer)
+        ended_well(job)
+    assert_same(src, dst)
