@@ -169,6 +169,10 @@ class Job:
         """What it has printed so far (pread: the offset is shared with the child)."""
         return _contents(self._err)
 
+    def out(self) -> bytes:
+        """What it has written to stdout so far."""
+        return _contents(self._out)
+
     def ended(self) -> str:
         """A true value once it is over, for `wait_for(unless=…)`."""
         if self.running:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -69,7 +71,7 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2) as crew,
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "500K") as job,
     ):
         for one in crew:
             wait_for("both workers at work", lambda one=one: at_work(redis, one), unless=job.ended)
@@ -78,6 +80,7 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
         assert row["id"] == transfer and row["state"] == "receiving" and row["followed"]
         assert row["received"] + row["missing"] == row["blocks"]
         assert len(seen["workers"]) == 2
+        watch = follow(redis, job)
         (row,) = run("status", proxy.url, "--json").summary["transfers"]
         assert row["id"] == transfer and row["received"] + row["missing"] == row["blocks"]
         assert 0 < row["received_bytes"] < row["bytes"]
@@ -86,8 +89,30 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
         assert summary["blocks_sent"] == summary["blocks_total"]
         (row,) = status(redis)["transfers"]
         assert (row["state"], row["durable"]) == ("complete", row["blocks"])
+        shown = watch.end().verify(0).out.decode()
+        watch.close()
+        assert f"{transfer[:16]}  receiving" in shown and f"{transfer[:16]}  complete" in shown
+        line = (
+            rf"  {re.escape(socket.gethostname())} \d+  sending  {transfer[:16]} blocks \d+ to \d+"
+        )
+        assert re.search(line + r", \d+ sent; [1-9].*/s", shown), shown
+        assert re.search(r"/s, \d+ s to go; limit", shown), shown
     assert_same(src, dst)
     assert_tidy(dst)
+
+
+def follow(redis: Redis, job: Job) -> Job:
+    """`status --watch`, once there are rates to show."""
+
+    def rates() -> bool:
+        seen = status(redis)
+        rows = seen["workers"] + seen["transfers"]
+        return all(row["rate"] > 0 for row in rows) and seen["transfers"][0]["eta"] > 0
+
+    watch = Job("status", "--redis", redis.url, "--watch")
+    wait_for("the rates", rates, unless=job.ended)
+    wait_for("a look", lambda: watch.out().count(b"workers:") > 1, unless=job.ended)
+    return watch
 
 
 @pytest.mark.parametrize("how", ["kill", "cut-off"])
