@@ -95,10 +95,11 @@ def round_up(number: int, multiple: int = PAGE) -> int:
 
 def place(cursor: int, length: int) -> int:
     """The first offset at or after ``cursor`` where ``length`` bytes may start (see above)."""
-    start = round_up(cursor, GRAIN)
-    if length < PAGE and start % PAGE + length <= PAGE:
-        return start
-    return round_up(cursor)
+    if length < PAGE:
+        start = (cursor + GRAIN - 1) // GRAIN * GRAIN
+        if start % PAGE + length <= PAGE:
+            return start
+    return (cursor + PAGE - 1) // PAGE * PAGE
 
 
 def block_count(length: int, block_size: int) -> int:

@@ -85,7 +85,8 @@ class Index:
             f"{schema.SELECT_ENTRY} WHERE id >= ? AND id <= ? ORDER BY id",
             (first, (1 << 63) - 1 if stop is None else stop - 1),
         )
-        return map(Entry._make, rows)
+        new = tuple.__new__  # half the time of Entry._make, a million times
+        return (new(Entry, row) for row in rows)
 
     def backwards(self, kind: str) -> Iterator[Entry]:
         """All entries of one kind, last first: a directory after everything in it."""

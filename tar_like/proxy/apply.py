@@ -32,14 +32,20 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-_KNOWN = """
+_VERIFIED = """
+SELECT e.id, e.path, e.size, e.mtime, v.digest
+FROM verified.verified v JOIN entry e ON e.id = v.entry_id
+WHERE v.entry_id >= ? AND v.entry_id < ? ORDER BY v.entry_id
+"""
+_OTHERS = """
 SELECT e.id, e.path, e.kind, e.size, e.offset, e.mode, e.mtime, e.uid, e.gid, e.target, e.link,
-  e.hash, e.ctime, e.ino, e.token, v.digest, k.digest, k.ino, k.ctime, b.entry_id
+  e.hash, e.ctime, e.ino, e.token, k.digest, k.ino, k.ctime, b.entry_id
 FROM entry e
-LEFT JOIN verified.verified v ON v.entry_id = e.id
 LEFT JOIN kept.landed k ON k.entry_id = e.id
 LEFT JOIN plan.bare b ON b.entry_id = e.id
-WHERE e.id >= ? AND e.id < ? AND e.kind IN ('f', 'l') ORDER BY e.id
+WHERE e.id >= ? AND e.id < ? AND e.kind IN ('f', 'l')
+  AND NOT EXISTS (SELECT 1 FROM verified.verified v WHERE v.entry_id = e.id)
+ORDER BY e.id
 """
 
 
@@ -47,7 +53,8 @@ WHERE e.id >= ? AND e.id < ? AND e.kind IN ('f', 'l') ORDER BY e.id
 class Applied:
     """What a range of entries came to."""
 
-    landed: list[Landed] = field(default_factory=list)
+    landed: list[tuple[int, bytes, int, int]] = field(default_factory=list)
+    """Values of Landed as plain tuples, which pass between processes at a third of the cost."""
     failures: list[Failure] = field(default_factory=list)
     count: int = 0
 
@@ -75,7 +82,7 @@ class Applier:
                 else:
                     self._open_root()
             except OSError as error:
-                failures.append(_failed(entry, error))
+                failures.append(_failed(entry.path, error))
         return failures
 
     def _open_root(self) -> None:
@@ -99,21 +106,21 @@ class Applier:
     def apply_range(self, first: int, stop: int) -> Applied:
         """Files and symlinks with ids in ``[first, stop)``."""
         applied = Applied(count=stop - first)
-        for row in self._known().execute(_KNOWN, (first, stop)):
+        db = self._known()
+        for entry_id, path, size, mtime, content in db.execute(_VERIFIED, (first, stop)):
+            try:
+                applied.landed.append(self._put_in_place(entry_id, path, size, mtime, content))
+            except (_Refused, OSError) as error:
+                applied.failures.append(_failed(path, error))
+        for row in db.execute(_OTHERS, (first, stop)):
             entry = Entry._make(row[:15])
             try:
                 if entry.kind == SYMLINK:
                     self._apply_symlink(entry)
-                else:
-                    landed = self._apply_file(entry, *row[15:])
-                    if landed is not None:
-                        applied.landed.append(landed)
-            except _Changed:
-                applied.failures.append(Failure(shown(entry.path), "changed", source=True))
-            except _Refused as refused:
-                applied.failures.append(Failure(shown(entry.path), str(refused), source=False))
-            except OSError as error:
-                applied.failures.append(_failed(entry, error))
+                elif (landed := self._apply_file(entry, *row[15:])) is not None:
+                    applied.landed.append(landed)
+            except (_Refused, OSError) as error:
+                applied.failures.append(_failed(entry.path, error))
         return applied
 
     def _known(self) -> sqlite3.Connection:
@@ -126,36 +133,36 @@ class Applier:
         return self._db
 
     def _apply_file(
-        self,
-        entry: Entry,
-        content: bytes | None,
-        kept: bytes | None,
-        ino: int,
-        ctime: int,
-        bare: int | None,
-    ) -> Landed | None:
-        """``content`` and ``kept`` are digests; ``ino`` and ``ctime`` those of a kept file."""
+        self, entry: Entry, kept: bytes | None, ino: int, ctime: int, bare: int | None
+    ) -> tuple[int, bytes, int, int] | None:
+        """A file that was not verified. ``kept`` is the digest of one that is in place, with the
+        ``ino`` and ``ctime`` that it had."""
         if kept is not None:
             return self._touch_kept(entry, Landed(entry.id, kept, ino, ctime))
-        if content is None:
-            if bare is None:
-                return None  # reported by verification
-            content = digest.of_zeros(self._algorithm, entry.size)
-            if entry.hash and entry.hash != content:
-                raise _Changed
-            self._stage_bare(entry)
-        parent, name = self._walker.split(entry.path)
+        if bare is None:
+            return None  # reported by verification
+        content = digest.of_zeros(self._algorithm, entry.size)
+        if entry.hash and entry.hash != content:
+            raise _Refused("changed", source=True)
+        self._stage_bare(entry)
+        return self._put_in_place(entry.id, entry.path, entry.size, entry.mtime, content)
+
+    def _put_in_place(
+        self, entry_id: int, path: bytes, size: int, mtime: int, content: bytes
+    ) -> tuple[int, bytes, int, int]:
+        """Give a staged file its name; ``content`` is its digest. The hot path of a commit."""
+        parent, name = self._walker.split(path)
         renamed = True
         try:
-            self._rename_over(Staging.name(entry.id), name, parent)
+            self._rename_over(Staging.name(entry_id), name, parent)
         except FileNotFoundError:
             renamed = False  # or rather before a crash: then it must be as we left it
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if st.st_mtime_ns != entry.mtime and renamed:
+        if st.st_mtime_ns != mtime and renamed:
             raise _Refused("has a modification time that the destination's filesystem cannot hold")
-        if st.st_size != entry.size or st.st_mtime_ns != entry.mtime:
+        if st.st_size != size or st.st_mtime_ns != mtime:
             raise _Refused("was replaced in the destination during the commit")
-        return Landed(entry.id, content, st.st_ino, st.st_ctime_ns)
+        return entry_id, content, st.st_ino, st.st_ctime_ns
 
     def _stage_bare(self, entry: Entry) -> None:
         """A file without bytes to send: empty, or one hole."""
@@ -236,12 +243,11 @@ class Applier:
             first = self._index.entry(entry.link)
             try:
                 if entry.link in refused:
-                    raise _Refused(f"is a hard link to {shown(first.path)}, which did not arrive")
+                    text = f"is a hard link to {shown(first.path)}, which did not arrive"
+                    raise _Refused(text, source=True)
                 self._link(entry, first)
-            except _Refused as error:
-                applied.failures.append(Failure(shown(entry.path), str(error), source=True))
-            except OSError as error:
-                applied.failures.append(_failed(entry, error))
+            except (_Refused, OSError) as error:
+                applied.failures.append(_failed(entry.path, error))
         return applied
 
     def _link(self, entry: Entry, first: Entry) -> None:
@@ -280,7 +286,7 @@ class Applier:
                 finally:
                     os.close(fd)
             except OSError as error:
-                failures.append(_failed(entry, error))
+                failures.append(_failed(entry.path, error))
         return failures
 
     def _rename_over(self, staged: str, name: bytes, parent: int) -> None:
@@ -300,16 +306,19 @@ class Applier:
 class _Refused(Exception):
     """An entry that cannot be put in place; the text says why."""
 
+    def __init__(self, text: str, *, source: bool = False) -> None:
+        super().__init__(text)
+        self.source = source
+        """Whether the source is the reason."""
 
-class _Changed(Exception):
-    """The bytes that arrived are not those that the index has a digest of."""
 
-
-def _failed(entry: Entry, error: OSError) -> Failure:
+def _failed(path: bytes, error: _Refused | OSError) -> Failure:
     """What is in the way of one entry. Raises the error where it is in the way of every one."""
+    if isinstance(error, _Refused):
+        return Failure(shown(path), str(error), source=error.source)
     if error.errno in _OF_THE_DISK:
         raise error
     reason = f"cannot be put in place: {cause(error)}"
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         reason = "cannot be put in place: a directory that is not empty has its name"
-    return Failure(shown(entry.path), reason, source=False)
+    return Failure(shown(path), reason, source=False)

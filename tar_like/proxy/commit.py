@@ -35,7 +35,7 @@ from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
-from tar_like.proxy.ledger import LANDED, UNSYNCED, Landed
+from tar_like.proxy.ledger import LANDED, UNSYNCED
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.staging import mapped
@@ -439,7 +439,7 @@ def _into(db: sqlite3.Connection, insert: str) -> Callable[[list[tuple[int, byte
     return lambda rows: db.executemany(insert, rows)
 
 
-def _insert(db: sqlite3.Connection, landed: list[Landed]) -> None:
+def _insert(db: sqlite3.Connection, landed: list[tuple[int, bytes, int, int]]) -> None:
     db.executemany("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", landed)
 
 

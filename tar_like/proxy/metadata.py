@@ -46,7 +46,7 @@ class Metadata:
             self._apply_xattrs_open(fd, st, xattrs)
         if owner is not None or self._kinds:
             st = os.fstat(fd)
-        if stat.S_IMODE(st.st_mode) != entry.mode:
+        if st.st_mode & 0o7777 != entry.mode:
             os.fchmod(fd, entry.mode)
         if st.st_mtime_ns != entry.mtime:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
@@ -67,6 +67,8 @@ class Metadata:
 
     def _owner(self, entry: Entry, st: os.stat_result) -> tuple[int, int] | None:
         """The (uid, gid) to set, with -1 for what stays; None if nothing has to change."""
+        if st.st_uid == entry.uid and st.st_gid == entry.gid:
+            return None
         uid = entry.uid if self._root and st.st_uid != entry.uid else -1
         may_group = self._root or entry.gid in self._groups
         gid = entry.gid if may_group and st.st_gid != entry.gid else -1

@@ -17,6 +17,9 @@ from tar_like.proxy.durable import write_all
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+MODE = 0o644
+"""Of a staged file: what most files have, so that few have to be given another. Nobody else
+comes to where it lies."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -56,10 +59,10 @@ class Staging:
 
     def _open(self, name: str, flags: int) -> int:
         try:
-            return os.open(name, flags, 0o600, dir_fd=self._fd)
+            return os.open(name, flags, MODE, dir_fd=self._fd)
         except PermissionError:  # verification has given it its mode, and it is needed again
-            os.chmod(name, 0o600, dir_fd=self._fd)
-            return os.open(name, flags, 0o600, dir_fd=self._fd)
+            os.chmod(name, MODE, dir_fd=self._fd)
+            return os.open(name, flags, MODE, dir_fd=self._fd)
 
     def make_shard(self, entry_id: int) -> None:
         """Make the folder that a staged file lies in."""

@@ -84,9 +84,10 @@ class Verifier:
     def __call__(self, unit: Unit) -> UnitResult:
         result = UnitResult()
         judge = _BlockJudge(self._plan, self._receipts, unit, result)
+        omitted, read = self._omitted, self._read
         for entry, extents in self._plan.files_between(unit.start, unit.stop):
-            file_digest = self._read(entry, extents, judge)
-            if entry.id in self._omitted:
+            file_digest = read(entry, extents, judge)
+            if entry.id in omitted:
                 continue
             if entry.hash and entry.hash != file_digest:
                 result.changed.append(entry.id)
@@ -118,21 +119,16 @@ class Verifier:
             os.close(fd)
 
     def _hash(self, fd: int, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
-        first = extents[0]
-        if (
-            len(extents) == 1
-            and first.stop - first.start == entry.size
-            and judge.within_one_block(first)
-        ):
-            try:
-                view = self._pread(fd, 0, entry.size)
-            except OSError:
-                judge.missing(extents)
-                return b""
-            piece = digest.of_piece(view)
-            judge.piece(first, piece)
-            return piece if self._algorithm == "blake3" else digest.of(self._algorithm, view)
-        return self._hash_large(fd, entry, extents, judge)
+        if len(extents) > 1 or not judge.holds_whole(extents[0], entry.size):
+            return self._hash_large(fd, entry, extents, judge)
+        try:
+            view = self._pread(fd, 0, entry.size)
+        except OSError:
+            judge.missing(extents)
+            return b""
+        piece = digest.of_piece(view)
+        judge.piece(extents[0], piece)
+        return piece if self._algorithm == "blake3" else digest.of(self._algorithm, view)
 
     def _hash_large(
         self, fd: int, entry: Entry, extents: list[Extent], judge: _BlockJudge
@@ -242,9 +238,10 @@ class _BlockJudge:
         self._pieces: list[tuple[int, bytes]] = []
         self._entries: list[int] = []
 
-    def within_one_block(self, extent: Extent) -> bool:
-        last = extent.offset + extent.stop - extent.start - 1
-        return extent.offset // self._size == last // self._size
+    def holds_whole(self, extent: Extent, size: int) -> bool:
+        """Whether an extent is a whole file of this size, and lies in one block."""
+        offset, _, start, stop = extent
+        return stop - start == size and offset % self._size + size <= self._size
 
     def cut(self, extent: Extent) -> Iterator[Extent]:
         """An extent's pieces, block by block."""
