@@ -124,7 +124,7 @@ class _Service:
             await asyncio.sleep(CHECKPOINT_POLL)
             try:
                 await self._run(self._transfers.checkpoint_due)
-            except ReceiverFailed as error:  # receipts are dropped: blocks come again
+            except TarLikeError as error:  # nothing is called durable then
                 sys.stderr.write(f"tar-like: {error}\n")
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -117,9 +117,17 @@ class ReceiptLog:
         return self._end
 
     def checkpoint(self, mark: int) -> None:
-        """Call after the filesystem was synced since ``mark``. Raises OSError."""
+        """Call after the filesystem was synced since ``mark``.
+
+        Raises OSError: where the log itself cannot be synced, what no checkpoint covers is gone.
+        """
         with self._lock:
-            os.fsync(self._append(_record(b"C", _CHECKPOINT.pack(mark))))
+            fd = self._append(_record(b"C", _CHECKPOINT.pack(mark)))
+            try:
+                os.fsync(fd)
+            except OSError:
+                self._cut()
+                raise
             self._append(_record(b"D", b""))
             nothing_since = mark + _CHECKPOINT_SIZE + _DURABLE_SIZE == self._end
             self._synced = self._end if nothing_since else mark
@@ -131,15 +139,18 @@ class ReceiptLog:
         for ever that this one was cut. One that cannot be cut is removed.
         """
         with self._lock:
-            if self._fd is not None:
-                fd, self._fd = self._fd, None
-                try:
-                    os.ftruncate(fd, self._synced)
-                except OSError:
-                    os.unlink(self.path)
-                finally:
-                    self._end = self._synced = 0
-                    os.close(fd)
+            self._cut()
+
+    def _cut(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            try:
+                os.ftruncate(fd, self._synced)
+            except OSError:
+                os.unlink(self.path)
+            finally:
+                self._end = self._synced = 0
+                os.close(fd)
 
     def close(self) -> None:
         """Close the file; done by itself when nobody has this object any more."""

@@ -313,7 +313,8 @@ class Transfer:
     def checkpoint(self) -> None:
         """Make this process's receipts durable: data first, then the record.
 
-        Raises ReceiverFailed when the sync fails; what it would have covered is forgotten then.
+        Raises ReceiverFailed when a sync fails: what it would have covered is forgotten then;
+        NoSpace when there is no room for the record.
         """
         log = self._log
         if log is None or not self._destination.durability.lasts:
@@ -323,12 +324,15 @@ class Transfer:
         mark = log.mark()
         try:
             self._destination.durability.filesystem(self._staging.fd)
-            log.checkpoint(mark)
         except OSError as error:
             self._distrust(log)
             raise ReceiverFailed(
                 f"The destination cannot be synced ({cause(error)}): blocks must be sent again."
             ) from None
+        try:
+            log.checkpoint(mark)
+        except OSError as error:
+            raise map_write_error(error) from None
 
     def _distrust(self, log: ReceiptLog) -> None:
         try:

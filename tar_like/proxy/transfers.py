@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from tar_like.errors import CommitFailed, Conflict, NoSpace, NotFound, ReceiverFailed, TarLikeError
+from tar_like.errors import CommitFailed, Conflict, NoSpace, NotFound, TarLikeError
 from tar_like.proxy.commit import read_outcome
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
@@ -124,7 +124,7 @@ class Transfers:
                 if transfer.alive:
                     try:
                         transfer.checkpoint()
-                    except ReceiverFailed:
+                    except TarLikeError:
                         continue  # not durable, and no receipt says that it is
                 transfer.close()
             self._open.clear()

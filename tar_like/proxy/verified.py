@@ -20,6 +20,8 @@ from tar_like.database import connect_readonly, scratch
 from tar_like.proxy.durable import Durability, machine, may_be_lost
 
 NAME = "verified.db"
+_SYNCED = "verified.synced"
+"""Beside it once its name is synced too: until then a power cut may take it back."""
 _TABLES = (
     "CREATE TABLE verified (entry_id INTEGER PRIMARY KEY, digest BLOB NOT NULL)",
     "CREATE TABLE changed (entry_id INTEGER PRIMARY KEY)",
@@ -33,6 +35,7 @@ class Verified:
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, NAME)
         self._temporary = f"{self._path}.tmp"
+        self._synced = os.path.join(folder, _SYNCED)
 
     def __bool__(self) -> bool:
         """Whether everything was read back."""
@@ -40,8 +43,8 @@ class Verified:
 
     @property
     def lasts(self) -> bool:
-        """Whether it was synced, and with it all that it speaks of. Raises sqlite3.Error."""
-        return bool(self) and self._machine() is None
+        """Whether it is known to be synced, and with it all that it speaks of."""
+        return os.path.exists(self._synced) and bool(self)
 
     def forget_lost(self) -> None:
         """Remove it where the bytes that it speaks of may be gone. Raises OSError.
@@ -53,8 +56,8 @@ class Verified:
         except sqlite3.DatabaseError:
             writer = b""  # nor does it say anything itself any more
         if writer is not None and (not writer or may_be_lost(writer, machine())):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            self._remove(self._synced)
+            self._remove(self._path)
 
     def changed(self) -> list[int]:
         """Entry ids of files that are not what the index has a digest of. Raises sqlite3.Error."""
@@ -72,8 +75,8 @@ class Verified:
 
     def begin(self) -> sqlite3.Connection:
         """A new one, to be filled. Raises OSError, sqlite3.Error."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        self._remove(self._synced)
+        self._remove(self._temporary)
         db = scratch(self._temporary)
         for table in _TABLES:
             db.execute(table)
@@ -90,6 +93,14 @@ class Verified:
     def publish(self, durability: Durability) -> None:
         """From here on the transfer is verified. Raises OSError."""
         durability.publish(self._temporary, self._path)
+        if durability.lasts:
+            with contextlib.suppress(OSError), open(self._synced, "xb"):
+                pass
+
+    @staticmethod
+    def _remove(path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def _machine(self) -> bytes | None:
         """Whose boot it goes with; None when it was synced."""

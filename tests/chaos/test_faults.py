@@ -8,7 +8,9 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize(("name", "count"), [("power", 2), ("calls", 8)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("power", 2), ("calls", 8), ("errors", 12), ("full", 4)]
+)
 def test_the_promise_holds(name: str, count: int, dice: random.Random) -> None:
     try:
         print(import_module(f"tests.chaos.{name}").run(count, dice))

@@ -54,7 +54,7 @@ class Job:
         self.destination = Destination(str(dest), durability)
         self.destination.prepare()
         self.offer()
-        self.transfer = Transfer(self.destination, self.id)
+        self.open()
         if negotiate:
             self.transfer.negotiate(block_size)
 
@@ -69,6 +69,15 @@ class Job:
         offer(self.destination, self.id, folder)
         self.destination.discard(folder)
 
+    def open(self) -> None:
+        """Look at what was offered, as a process that has just started."""
+        self.transfer = Transfer(self.destination, self.id)
+
+    def withdraw(self) -> None:
+        """As if it had never been offered."""
+        self.transfer.close()
+        self.destination.discard(self.transfer.path)
+
     def block(self, number: int) -> tuple[bytes, bytes]:
         """A block's digest and body, made from the source as it is now."""
         plan = self.transfer.plan()
@@ -79,6 +88,10 @@ class Job:
             return made.digest, b"".join(bytes(part) for part in made.body)
         finally:
             source.close()
+
+    def make(self, number: int) -> None:
+        """Make a block for later."""
+        self.made = self.block(number)
 
     def put(self, number: int) -> bool:
         """Send one block; whether it was new."""

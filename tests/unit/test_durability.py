@@ -110,3 +110,29 @@ def test_a_verification_that_was_not_synced_ends_with_the_boot(
     trees.assert_same(source, again.dest)
     job.close()
     again.close()
+
+
+def test_a_verification_whose_name_is_not_synced_makes_nothing_durable(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is seen by others before it is on the disk."""
+    job = Job(source, work / "dst")
+    count = len(job.send())
+    seen = []
+    sync = durable.sync_directory
+
+    def look(path: str) -> None:
+        if path == job.transfer.path and job.transfer.verified:
+            bits = job.transfer.bitmaps()
+            seen.append((job.transfer.status().durable, any(bits[len(bits) // 2 :])))
+        sync(path)
+
+    def die(*_: object) -> NoReturn:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_directory", look)
+    monkeypatch.setattr(_Commit, "_apply", die)
+    job.commit()
+    assert seen == [(0, False)]
+    assert job.transfer.status().durable == count
+    job.close()

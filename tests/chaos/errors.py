@@ -1,0 +1,172 @@
+"""EIO at every I/O call of an offer, a block with its checkpoint, and commits; ENOSPC at every
+call that writes; and writes that are all short.
+
+    then: what was acknowledged has a receipt and is staged as sent; nothing is called durable or
+    complete of which a sync failed; the error is one of ours; the same again completes
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from tar_like.errors import TarLikeError
+from tar_like.proxy.commit import run_commit
+from tar_like.proxy.receipts import Receipts
+from tests.chaos import scene
+from tests.chaos.calls import BLOCK, Scenery
+from tests.chaos.scene import Broken
+from tests.chaos.traced import READS, WRITES, traced
+from tests.unit.receiver import Job
+
+DONE = {"negotiated", "durable", "complete 0"}
+"""What a work says last, where nothing stopped it."""
+SYNCS = ("fsync", "fdatasync", "syncfs")
+
+
+def run(count: int, dice: random.Random) -> dict[str, object]:
+    """Up to so many errors, chosen at random. Raises Broken; PermissionError without strace."""
+    with tempfile.TemporaryDirectory(prefix="tar-like-errors-", dir=scene.memory()) as name:
+        return Errors(Path(name), dice).run(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that is done to a transfer, saying what it got done."""
+
+    name: str
+    old: bool
+    prepare: Callable[[Job], object]
+    do: Callable[[Job, Callable[[str], object]], object]
+
+
+def _offer(job: Job, say: Callable[[str], object]) -> None:
+    job.offer()
+    say("offered")
+    job.open()
+    job.transfer.negotiate(BLOCK)
+    say("negotiated")
+
+
+def _put(job: Job, say: Callable[[str], object]) -> None:
+    digest, body = job.made
+    job.transfer.receive(0, memoryview(body), digest)
+    say("received")
+    job.transfer.checkpoint()
+    say("durable")
+
+
+def _commit(job: Job, say: Callable[[str], object]) -> None:
+    run_commit(job.destination, job.id, "token", 1)
+    report = job.destination.read_report(job.id)
+    if report is not None:
+        say(f"complete {len(report.failures)}")
+
+
+WORKS = (
+    Work("offer", True, lambda job: job.withdraw(), _offer),
+    Work("put", False, lambda job: job.make(0), _put),
+    Work("commit", False, lambda job: job.send(), _commit),
+    Work("commit over an older tree", True, lambda job: job.send(), _commit),
+)
+
+
+class Errors(Scenery):
+    """The trials, in one folder."""
+
+    def run(self, count: int) -> dict[str, object]:
+        every = [
+            (work, call, number, error)
+            for work in WORKS
+            for call, total in self._calls(work).items()
+            for number in range(1, total + 1)
+            for error in (("EIO", "ENOSPC") if call in WRITES.split(",") else ("EIO",))
+        ]
+        chosen = every if count >= len(every) else self.dice.sample(every, count)
+        heeded = sum(self._one(*each) for each in chosen)
+        shorts = max(1, count // 100)
+        for _ in range(min(shorts, 50)):
+            self._short()
+        return {"calls": len(every), "tried": len(chosen), "stopped_the_work": heeded,
+                "transfers_of_short_writes": min(shorts, 50)}  # fmt: skip
+
+    def _calls(self, work: Work) -> dict[str, int]:
+        job = self.prepared(old=work.old)
+        work.prepare(job)
+        done = traced(lambda: self._try(work, job, 1), log=self.log, which=f"{WRITES},{READS}")
+        job.close()
+        if done.code:
+            raise Broken(f"{work.name} fails by itself: {self.log.read_text()[-2000:]}")
+        return {call: count for call, count in done.calls.items() if call != "writev"}
+
+    @staticmethod
+    def _try(work: Work, job: Job, said: int) -> int:
+        """In the traced process: 0 when it went through, 1 when it failed with an error of ours."""
+        try:
+            work.do(job, lambda text: os.writev(said, [f"{text}\n".encode()]))
+        except (OSError, sqlite3.Error, TarLikeError) as error:
+            print(type(error).__name__, error)
+            return 1
+        return 0
+
+    def _one(self, work: Work, call: str, number: int, error: str) -> bool:
+        job = self.prepared(old=work.old)
+        work.prepare(job)
+        self.log.unlink(missing_ok=True)
+        with (self.work / "said").open("wb") as said:
+            done = traced(
+                lambda: self._try(work, job, said.fileno()), log=self.log,
+                which=f"{WRITES},{READS}", inject=f"{call}:error={error}:when={number}",
+            )  # fmt: skip
+        job.close()
+        try:
+            acknowledged = (self.work / "said").read_text().split("\n")[:-1]
+            if done.code not in (0, 1):
+                raise Broken(f"it crashed: {self.log.read_text()[-2000:]}")
+            self._judge(job, acknowledged, synced=call not in SYNCS)
+        except Broken as broken:
+            text = f"{work.name}, {error} of {call} number {number}: {broken}"
+            raise Broken(text) from None
+        return not DONE & set(acknowledged)
+
+    def _judge(self, job: Job, said: list[str], *, synced: bool) -> None:
+        scene.no_partial_files(self.dest, *self.allowed)
+        folder = self.dest / ".tar_like/transfers" / job.id
+        if "received" in said:
+            receipts = Receipts(str(folder / "receipts"))
+            receipts.refresh()
+            if synced and not receipts.received:
+                raise Broken("a block was acknowledged, and has no receipt")
+            if "durable" in said and not (synced and receipts.durable):
+                raise Broken("it was called durable though a sync failed")
+            scene.staged_as_sent(folder, receipts.blocks(), self.source, self.dest)
+        if "complete 0" in said:
+            if not synced:
+                raise Broken("it was called complete though a sync failed")
+            scene.same(self.source, self.dest)
+        self.again()
+
+    def _short(self) -> None:
+        """A transfer whose every write is cut short."""
+        pwrite, write = os.pwrite, os.write
+
+        def part(data: bytes | memoryview) -> memoryview:
+            view = memoryview(data).cast("B")
+            return view[: self.dice.randint(1, max(1, len(view)))]
+
+        job = self.prepared(old=True)
+        with (
+            mock.patch.object(os, "pwrite", lambda fd, data, at: pwrite(fd, part(data), at)),
+            mock.patch.object(os, "write", lambda fd, data: write(fd, part(data))),
+        ):
+            failures = job.complete()
+        job.close()
+        if failures:
+            raise Broken(f"short writes: {failures}")
+        scene.same(self.source, self.dest)
