@@ -90,6 +90,28 @@ class TooLarge(TarLikeError):
     slug = "too-large"
 
 
+class NoRequest(TarLikeError):
+    """What came is no HTTP request."""
+
+    http_status = 400
+    slug = "http"
+
+
+class TooSlow(TarLikeError):
+    """A request did not arrive in time."""
+
+    http_status = 408
+    retry = True
+    slug = "slow"
+
+
+class HeadTooLarge(TarLikeError):
+    """The head of a request is larger than any valid one."""
+
+    http_status = 431
+    slug = "head-too-large"
+
+
 class Busy(TarLikeError):
     """The receiver has no room for another request just now."""
 

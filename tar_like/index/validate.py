@@ -8,6 +8,7 @@ are computed again. Raises IndexInvalid with the first rule that is broken.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -26,6 +27,8 @@ MAX_XATTR = 65536
 _KINDS = (FILE, DIRECTORY, SYMLINK, HARDLINK)
 _HASH_SIZES = {**digest.SIZES, "none": 0}
 _TYPES = (int, bytes, str, int, int, int, int, int, int, bytes, int, bytes, int, int, bytes)
+_FORMAT, _UTF8 = b"\0\0\0\4", b"\0\0\0\1"
+"""In an SQLite file's header. Source: sqlite.org/fileformat2.html, 1.3."""
 _BAD_NAMES = (b"", b".", b"..")
 RESERVED = b".tar_like"
 
@@ -45,8 +48,18 @@ def validate(path: str, index_id: str) -> None:
 
 
 def _check_file(path: str) -> None:
+    with open(path, "rb") as file:
+        header = file.read(100)
+        length = os.fstat(file.fileno()).st_size
+    if (header[18:20], header[44:48], header[56:60]) != (b"\1\1", _FORMAT, _UTF8):
+        raise IndexInvalid("The index is an SQLite file of another kind: WAL, or no UTF-8, say.")
     db = connect_readonly(path)
     try:
+        pages, size = (
+            db.execute(f"PRAGMA page_{what}").fetchone()[0] for what in ("count", "size")
+        )
+        if pages * size != length:
+            raise IndexInvalid("The index is cut short, or has something behind it.")
         result = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     finally:
         db.close()
@@ -78,6 +91,12 @@ def _check_rows(index: Index) -> str:
     return identity.id()
 
 
+def _named(path: bytes) -> str:
+    """A path in an error: it may be of any length."""
+    text = shown(path[:1000])
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-90:]}"
+
+
 class _Rows:
     """The rules for entries, given one after the other."""
 
@@ -103,11 +122,11 @@ class _Rows:
             raise IndexInvalid("The index does not start with its root.")
         self.count += 1
         if not 0 <= mode <= 0o7777 or not 0 <= uid < 1 << 32 or not 0 <= gid < 1 << 32:
-            raise IndexInvalid(f"{shown(path)} has a mode or an owner that cannot be.")
+            raise IndexInvalid(f"{_named(path)} has a mode or an owner that cannot be.")
         if kind == FILE:
             self._check_file(path, size, offset, hash_)
         elif size or hash_ or kind not in _KINDS:
-            raise IndexInvalid(f"{shown(path)} is of no kind that has such a size or digest.")
+            raise IndexInvalid(f"{_named(path)} is of no kind that has such a size or digest.")
         elif kind == DIRECTORY and path:
             self._parents.append(path)
         self._check_links(entry_id, path, kind, target, link)
@@ -119,37 +138,37 @@ class _Rows:
         else:
             fits = 0 < len(target) < MAX_TARGET and b"\0" not in target
         if not fits:
-            raise IndexInvalid(f"{shown(path)} has a link text that cannot be.")
+            raise IndexInvalid(f"{_named(path)} has a link text that cannot be.")
         if (kind == HARDLINK) != (0 < link < entry_id) or (kind != HARDLINK and link != -1):
-            raise IndexInvalid(f"{shown(path)} is a hard link to no earlier entry.")
+            raise IndexInvalid(f"{_named(path)} is a hard link to no earlier entry.")
 
     def _check_file(self, path: bytes, size: int, offset: int, hash_: bytes) -> None:
         if not 0 <= size < MAX_SIZE or len(hash_) not in (0, self._hash_size):
-            raise IndexInvalid(f"{shown(path)} has a size or a digest that cannot be.")
+            raise IndexInvalid(f"{_named(path)} has a size or a digest that cannot be.")
         if size:
             if offset != place(self._cursor, size) or offset + size >= MAX_SIZE:
-                raise IndexInvalid(f"{shown(path)} is not at its place in the archive.")
+                raise IndexInvalid(f"{_named(path)} is not at its place in the archive.")
             self._cursor = offset + size
 
     def _check_path(self, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
         bad = b"\0" in path or name in _BAD_NAMES or path == RESERVED
         if bad or len(name) > MAX_NAME or path.startswith(b"/"):
-            raise IndexInvalid(f"{shown(path)!r} is a name that cannot be.")
+            raise IndexInvalid(f"{_named(path)!r} is a name that cannot be.")
         key = sort_key(path)
         if key <= self._last_key:
-            raise IndexInvalid(f"{shown(path)} is twice in the index, or out of order.")
+            raise IndexInvalid(f"{_named(path)} is twice in the index, or out of order.")
         self._last_key = key
         while self._parents and self._parents[-1] != parent:
             self._parents.pop()
         if parent and not self._parents:
-            raise IndexInvalid(f"{shown(path)} lies in no directory of the index.")
+            raise IndexInvalid(f"{_named(path)} lies in no directory of the index.")
 
 
 def _check_links(index: Index) -> None:
     for entry in index.of_kind(HARDLINK):
         if index.entry(entry.link).kind not in (FILE, SYMLINK):
-            raise IndexInvalid(f"{shown(entry.path)} is a hard link to no file.")
+            raise IndexInvalid(f"{_named(entry.path)} is a hard link to no file.")
 
 
 def _check_segments(index: Index) -> None:

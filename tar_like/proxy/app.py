@@ -17,7 +17,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -54,12 +54,16 @@ from tar_like.wire import (
 T = TypeVar("T")
 
 BODY_EXTENSION = "tar_like.body"
-"""In the ASGI scope: an awaitable that puts the body into a buffer (serving.BodyProtocol)."""
+"""In the ASGI scope: a Body, where the server has them (serving.BodyProtocol)."""
 MAX_INDEX = 1 << 40
 """Bytes that an offered index may have, uncompressed."""
 MAX_JSON = 4096
 BODIES_IN_FLIGHT = 8
 """Blocks that one process takes in at a time."""
+SLOW_AFTER = 5.0
+"""Seconds after which a body lets others have its turn."""
+ASIDE = 256 << 20
+"""Bytes of the buffers of all bodies of one process that do so."""
 BUSY_AFTER = 10.0
 """Seconds that a request waits for its turn before it is told to come back."""
 CHECKPOINT_POLL = 0.5
@@ -211,8 +215,11 @@ class _Service:
         claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
         transfer = await self._run(lambda: self._transfers.get(params["id"]))
         await self._run(lambda: transfer.check_length(block_size, block_no, length))
+        body: Body | None = request.scope.get("extensions", {}).get(BODY_EXTENSION)
+        if body is not None:
+            await body.begin()
         async with self._buffers.one(length) as buffer:
-            await _read_body(request, buffer)
+            await _read_body(body or request, buffer)
 
             def work() -> bool:
                 try:
@@ -230,12 +237,27 @@ class _Service:
         return _answer(status, 202 if status.state == "committing" else 200)
 
 
+class Body(Protocol):
+    """What BODY_EXTENSION stands for."""
+
+    async def begin(self) -> None:
+        """Wait until the body is coming in earnest, is there, or its sender is gone."""
+
+    async def into(self, buffer: memoryview) -> int:
+        """Put it into a buffer of its length; returns less if the sender is gone."""
+
+
 class _Buffers:
-    """Buffers for bodies: kept, so that their pages are not made anew for each block."""
+    """Buffers for bodies: kept, so that their pages are not made anew for each block.
+
+    There are ``count`` turns. A body that takes long steps aside: it keeps its buffer, and another
+    gets its turn, as long as those that stand aside do not need more than ASIDE bytes together.
+    """
 
     def __init__(self, count: int) -> None:
         self._turns = asyncio.Semaphore(count)
         self._free: list[bytearray] = []
+        self._room = ASIDE
 
     @contextlib.asynccontextmanager
     async def one(self, length: int) -> AsyncIterator[memoryview]:
@@ -244,20 +266,31 @@ class _Buffers:
             await asyncio.wait_for(self._turns.acquire(), BUSY_AFTER)
         except TimeoutError:
             raise Busy("The receiver takes in as many blocks as it can: try again.") from None
+        aside = asyncio.Event()
+        timer = asyncio.get_running_loop().call_later(SLOW_AFTER, self._step_aside, length, aside)
         buffer = self._free.pop() if self._free else bytearray()
         try:
             if len(buffer) < length:
                 buffer = bytearray(length)
             yield memoryview(buffer)[:length]
         finally:
-            self._free.append(buffer)
+            timer.cancel()
+            if aside.is_set():
+                self._room += length
+            else:
+                self._free.append(buffer)
+                self._turns.release()
+
+    def _step_aside(self, length: int, aside: asyncio.Event) -> None:
+        if length <= self._room:
+            self._room -= length
+            aside.set()
             self._turns.release()
 
 
-async def _read_body(request: Request, buffer: memoryview) -> None:
+async def _read_body(body: Body | Request, buffer: memoryview) -> None:
     """Fill the buffer with the body. Raises UsageError when it is shorter or longer."""
-    take = request.scope.get("extensions", {}).get(BODY_EXTENSION)
-    length = await (take(buffer) if take else _stream(request, buffer))
+    length = await (_stream(body, buffer) if isinstance(body, Request) else body.into(buffer))
     if length != len(buffer):
         raise UsageError(f"The body is not as long as its Content-Length ({length} bytes came).")
 

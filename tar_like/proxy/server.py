@@ -186,6 +186,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit this. Without it each answer waits 40 ms for a delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _end_half_open(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except socket.gaierror:
@@ -195,6 +196,16 @@ def bind(host: str, port: int) -> socket.socket:
         raise TarLikeError(f"Cannot listen on {host}:{port}: {text}.") from None
     listener.set_inheritable(True)
     return listener
+
+
+def _end_half_open(listener: socket.socket) -> None:
+    """Have the kernel find out about senders that vanished without a word (tcp(7))."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, 90_000),
+    ):  # fmt: skip
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _on_loopback(listener: socket.socket) -> bool:
