@@ -60,6 +60,12 @@ class Status:
     """Entries that are in their place; meaningful while committing and when complete."""
     revoked: int = 0
     """Blocks whose staged bytes failed verification in the last commit: they are missing again."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """The rules it is transferred by (rules.Rules)."""
+    deleted: int = 0
+    """Names that were removed because the index does not list them."""
+    held: str = ""
+    """Why nothing was deleted although the rules say so."""
     failures: list[Failure] = field(default_factory=list)
 
     def to_json(self) -> builtins.bytes:

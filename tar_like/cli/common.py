@@ -184,6 +184,8 @@ def report_upload(summary: Any, output: Output) -> int:
     if summary.failures:
         output.error(f"{len(summary.failures)} entries are not in place as they should be:")
         output.listed([f"{failure.path}: {failure.reason}" for failure in summary.failures])
+    if summary.held:
+        output.error(f"Nothing was deleted: {summary.held} (--ignore-errors deletes all the same).")
     if summary.interrupted:
         output.error("Interrupted: run the same command again to go on.")
     elif summary.errors:
@@ -191,6 +193,7 @@ def report_upload(summary: Any, output: Output) -> int:
     elif summary.state == "complete":
         output.say(
             f"{'Complete and verified' if not summary.failures else 'All others are in place'}: "
+            f"{f'{summary.deleted} names deleted, ' if summary.deleted else ''}"
             f"{size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
             f"{size(summary.wire_bytes)} on the wire, {output.seconds:.1f} s."
         )

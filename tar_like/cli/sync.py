@@ -25,9 +25,9 @@ HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
 One command: scan SRC (a folder, or s3://bucket/prefix), send what TARGET lacks, commit. TARGET is
 a folder (a receiver runs on loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's
-content goes into TARGET, as with 'rsync SRC/ TARGET/'. Nothing is deleted. What TARGET got by an
-earlier run, and what is unchanged since (size, mtime), is not sent. Whatever ends it, the same
-command goes on.
+content goes into TARGET, as with 'rsync SRC/ TARGET/'. What TARGET got by an earlier run, and what
+is unchanged since (size, mtime), is not sent. Whatever ends it, the same command goes on. Nothing
+is deleted without --delete.
 """
 
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         add_send_arguments,
     )
     from tar_like.cli.fanout import add_fanout_arguments
+    from tar_like.cli.rules import add_rules_arguments
     from tar_like.cli.s3 import add_s3_arguments
 
     parser.add_argument("source", metavar="SRC", help="a folder, or s3://bucket/prefix")
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
         help="keep the index in this file (it has no hashes: check needs one of 'tar-like index')",
     )  # fmt: skip
     add_scan_arguments(parser)
+    add_rules_arguments(parser)
     add_send_arguments(parser, settings)
     add_durability_argument(parser, settings)
     add_fanout_arguments(parser, settings)
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli import fanout
     from tar_like.cli.common import block_size, build_options, forbid_inside, trust
+    from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
@@ -73,6 +76,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         trust=trust(options, settings),
         limit=config.size(options.limit),
         dials=settings.dials,
+        rules=rules(options),
         s3=s3_settings(options, settings),
     )
     if "://" in options.target:

@@ -161,6 +161,8 @@ class _Builder:
                 self._summary.added = self._summary.entries
             for row in self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
                 identity.add_xattr(*row)
+            for path_, kind in self._db.execute("SELECT path, kind FROM skipped ORDER BY id"):
+                identity.add_skipped(path_, kind)
             self._finish(identity.id())
             self._db.execute("COMMIT")
         finally:

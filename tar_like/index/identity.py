@@ -1,8 +1,9 @@
 """The index's id: BLAKE3 over its canonical rows.
 
 What tells one tree from another is in: kind, path, size, mode, times, owners, targets, links,
-hashes, extended attributes. What depends on where the tree lies (inode, ctime, holes, ETags)
-is not.
+hashes, extended attributes; and what was seen but not taken up, since a tree that was read in
+part is not the tree that was read whole. What depends on where the tree lies (inode, ctime, holes,
+ETags) is not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from tar_like.layout import Entry
 
 _ROW = struct.Struct("<cIqqIIqIII")
 _XATTR = struct.Struct("<qII")
+_SKIPPED = -1
+"""In the place of an entry's id."""
 
 
 class Identity:
@@ -40,6 +43,11 @@ class Identity:
     def add_xattr(self, entry_id: int, name: bytes, value: bytes) -> None:
         """Take up an extended attribute, in order of entry id and name."""
         self._hasher.update(_XATTR.pack(entry_id, len(name), len(value)) + name + value)
+
+    def add_skipped(self, path: bytes, kind: str) -> None:
+        """Take up a name that is not in the tree, after the extended attributes."""
+        name = kind.encode()
+        self._hasher.update(_XATTR.pack(_SKIPPED, len(path), len(name)) + path + name)
 
     def id(self) -> str:
         """The id: 64 hexadecimal digits."""

@@ -88,6 +88,10 @@ class Index:
         new = tuple.__new__  # half the time of Entry._make, a million times
         return (new(Entry, row) for row in rows)
 
+    def names(self) -> Iterator[tuple[bytes, str]]:
+        """(path, kind) of every entry but the root, in canonical order."""
+        return self._db.execute("SELECT path, kind FROM entry WHERE id > 0 ORDER BY id")
+
     def backwards(self, kind: str) -> Iterator[Entry]:
         """All entries of one kind, last first: a directory after everything in it."""
         rows = self._db.execute(f"{schema.SELECT_ENTRY} WHERE kind = ? ORDER BY id DESC", (kind,))

@@ -30,6 +30,7 @@ _TYPES = (int, bytes, str, int, int, int, int, int, int, bytes, int, bytes, int,
 _FORMAT, _UTF8 = b"\0\0\0\4", b"\0\0\0\1"
 """In an SQLite file's header. Source: sqlite.org/fileformat2.html, 1.3."""
 _BAD_NAMES = (b"", b".", b"..")
+_SKIPPED = ("special", "unreadable")
 RESERVED = b".tar_like"
 
 
@@ -88,6 +89,10 @@ def _check_rows(index: Index) -> str:
     _check_segments(index)
     for entry_id, name, value in _xattrs(index, rows.count):
         identity.add_xattr(entry_id, name, value)
+    for path, kind, detail in index.skipped():
+        if (type(path), type(kind), type(detail)) != (bytes, str, str) or kind not in _SKIPPED:
+            raise IndexInvalid("A name that was skipped cannot be.")
+        identity.add_skipped(path, kind)
     return identity.id()
 
 

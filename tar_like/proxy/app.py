@@ -41,6 +41,7 @@ from tar_like.proxy.access import Access, Guard
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.transfer import map_write_error, offer
 from tar_like.proxy.transfers import Transfers
+from tar_like.rules import Rules
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
@@ -57,7 +58,8 @@ BODY_EXTENSION = "tar_like.body"
 """In the ASGI scope: a Body, where the server has them (serving.BodyProtocol)."""
 MAX_INDEX = 1 << 40
 """Bytes that an offered index may have, uncompressed."""
-MAX_JSON = 4096
+MAX_JSON = 256 << 10
+"""Bytes; rules may hold many patterns."""
 BODIES_IN_FLIGHT = 8
 """Blocks that one process takes in at a time."""
 SLOW_AFTER = 5.0
@@ -190,7 +192,8 @@ class _Service:
         block_size = wanted.get("block_size")
         if type(block_size) is not int:
             raise UsageError("Negotiating a plan needs a block_size in bytes.")
-        return _answer(await self._run(lambda: transfer.negotiate(block_size)))
+        rules = Rules.from_json(wanted.get("rules", {}))
+        return _answer(await self._run(lambda: transfer.negotiate(block_size, rules)))
 
     async def send_index(self, request: Request) -> Response:
         transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
@@ -232,8 +235,10 @@ class _Service:
 
     async def commit(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]
+        wanted = await _json(request) if request.headers.get("content-length", "0") != "0" else {}
+        rules = Rules.from_json(wanted["rules"]) if "rules" in wanted else None
         # Waits for a process: not on the threads that take in blocks.
-        status = await asyncio.to_thread(self._transfers.commit, transfer_id)
+        status = await asyncio.to_thread(self._transfers.commit, transfer_id, rules)
         return _answer(status, 202 if status.state == "committing" else 200)
 
 

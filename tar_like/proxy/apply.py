@@ -23,9 +23,11 @@ from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
+from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.staging import Staging
+from tar_like.rules import Rules
 from tar_like.wire import Failure
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
@@ -69,6 +71,11 @@ class Applier:
         self._staging = Staging(os.path.join(path, "stage"))
         self._walker = Walker(root)
         self._metadata = Metadata(self._index.xattr_names)
+        self._root = root
+        self._rules = Rules.read(path)
+        whole = self._rules.ignore_errors or not self._index.skipped_count("unreadable")
+        self._may_clear = self._rules.delete and whole
+        """Whether a directory that is not empty gives way to what is none."""
         self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
@@ -151,12 +158,12 @@ class Applier:
         self, entry_id: int, path: bytes, size: int, mtime: int, content: bytes
     ) -> tuple[int, bytes, int, int]:
         """Give a staged file its name; ``content`` is its digest. The hot path of a commit."""
-        parent, name = self._walker.split(path)
         renamed = True
         try:
-            self._rename_over(Staging.name(entry_id), name, parent)
+            self._rename_over(Staging.name(entry_id), path)
         except FileNotFoundError:
             renamed = False  # or rather before a crash: then it must be as we left it
+        parent, name = self._walker.split(path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if st.st_mtime_ns != mtime and renamed:
             raise _Refused("has a modification time that the destination's filesystem cannot hold")
@@ -233,7 +240,7 @@ class Applier:
             self._staging.make_shard(entry.id)
             os.symlink(entry.target, staged, dir_fd=self._staging.fd)
         self._metadata.apply_link(staged, self._staging.fd, entry, xattrs)
-        self._rename_over(staged, name, parent)
+        self._rename_over(staged, entry.path)
 
     def link_hard_links(self, refused: set[int]) -> Applied:
         """Further names of files: as links to their first name."""
@@ -262,8 +269,7 @@ class Applier:
         self._staging.make_shard(entry.id)
         parent, name = self._walker.split(first.path)
         os.link(name, staged, src_dir_fd=parent, dst_dir_fd=self._staging.fd, follow_symlinks=False)
-        parent, name = self._walker.split(entry.path)
-        self._rename_over(staged, name, parent)
+        self._rename_over(staged, entry.path)
 
     def fingerprint(self, entry_id: int) -> tuple[int, int]:
         """(inode, ctime) of a file as it is now. Raises OSError."""
@@ -289,14 +295,32 @@ class Applier:
                 failures.append(_failed(entry.path, error))
         return failures
 
-    def _rename_over(self, staged: str, name: bytes, parent: int) -> None:
+    def _rename_over(self, staged: str, path: bytes) -> None:
+        """Give a staged name its place; a directory there gives way if it may."""
+        parent, name = self._walker.split(path)
         try:
             os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            os.rmdir(name, dir_fd=parent)
+            self._remove_directory(path)
+            parent, name = self._walker.split(path)
             os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
+
+    def _remove_directory(self, path: bytes) -> None:
+        parent, name = self._walker.split(path)
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._may_clear:
+                raise
+            deletion = Deletion(self._root, self._index, self._rules)
+            if not deletion.clear(path):
+                raise _Refused(
+                    "cannot be put in place: a directory has its name, and something in it "
+                    "may not be deleted"
+                ) from None
+            os.rmdir(name, dir_fd=parent)
 
     def _unlink_staged(self, entry_id: int) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -320,5 +344,8 @@ def _failed(path: bytes, error: _Refused | OSError) -> Failure:
         raise error
     reason = f"cannot be put in place: {cause(error)}"
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        reason = "cannot be put in place: a directory that is not empty has its name"
+        reason = (
+            "cannot be put in place: a directory that is not empty has its name "
+            "(--delete replaces it)"
+        )
     return Failure(shown(path), reason, source=False)

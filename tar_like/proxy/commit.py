@@ -33,6 +33,7 @@ from tar_like.plan import Plan
 from tar_like.process import start_pool_worker
 from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.ledger import LANDED, UNSYNCED
@@ -41,6 +42,7 @@ from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Unit, UnitResult, Verifier, read_back, units
+from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Failure, Status
 
 RANGE = 4096
@@ -159,6 +161,10 @@ class _Commit:
         self._all_jobs = jobs
         self._adoption = Adoption(self._path, destination.donors_folder(transfer_id))
         self._progress = _Progress(self._path)
+        self._rules = Rules.read(self._path)
+        self._deleted = 0
+        self._undeleted: list[Failure] = []
+        self._held = ""
         # Open from the start: its sync tells of every write that failed since then.
         self._filesystem = os.open(destination.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -263,10 +269,26 @@ class _Commit:
             self._progress.add(applied.count)
         failures += applier.link_hard_links(self._not_landed(landed)).failures
         self._refresh_linked(applier, landed)
+        if self._rules.delete:
+            self._delete(failures)
         failures += applier.finish_directories()
         landed.execute("COMMIT")
         landed.close()
         return failures
+
+    def _delete(self, failures: list[Failure]) -> None:
+        """Remove what the index lacks; nothing unless all else went well."""
+        unread = self._index.skipped_count("unreadable")
+        if unread and not self._rules.ignore_errors:
+            self._held = f"{unread} names of the source could not be read"
+        elif failures and not self._rules.ignore_errors:
+            self._held = f"{len(failures)} entries are not in place"
+        if self._held:
+            return
+        deletion = Deletion(self._destination.root, self._index, self._rules)
+        deletion.extras()
+        self._deleted = deletion.deleted
+        self._undeleted = deletion.failures
 
     def _not_landed(self, landed: sqlite3.Connection) -> set[int]:
         """Files with further names that are not in place themselves."""
@@ -336,7 +358,10 @@ class _Commit:
             files=self._plan.files,
             entries=self._index.entry_count,
             committed=self._index.entry_count - len(failures),
-            failures=failures,
+            deleted=self._deleted,
+            rules=self._rules.to_json(),
+            held=self._held,
+            failures=failures + self._undeleted,
         )
 
     def _sync_staged(self) -> None:

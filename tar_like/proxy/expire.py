@@ -55,7 +55,7 @@ def _expire(destination: Destination, transfer_id: str, now: float, older: float
     if now - _last_sign(folder) < older:
         return None
     locks = [os.path.join(folder, name) for name in (PLAN_LOCK, COMMIT_LOCK)]
-    with held(locks[0], wait=False), held(locks[1], wait=False):
+    with held(locks[0], wait=0), held(locks[1], wait=0):
         idle = now - _last_sign(folder)
         if idle < older:
             return None

@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 
 from tar_like.errors import NotFound, TarLikeError, UsageError, cause
@@ -35,15 +37,23 @@ _ID = re.compile(r"[0-9a-f]{64}")
 
 
 @contextlib.contextmanager
-def held(path: str, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+def held(path: str, *, shared: bool = False, wait: float = math.inf) -> Iterator[None]:
     """Hold a lock file, across processes and hosts.
 
-    Raises OSError: BlockingIOError when it is taken and one does not ``wait``.
+    Raises OSError: BlockingIOError when it is taken for longer than ``wait`` seconds.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + wait
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(fd, kind if wait == math.inf else kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
         yield
     finally:
         os.close(fd)

@@ -28,6 +28,7 @@ from tar_like.errors import (
     cause,
 )
 from tar_like.index import Index, validate
+from tar_like.index.filters import make_filter
 from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
 from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.proxy import adopt, ledger, room
@@ -36,6 +37,7 @@ from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
+from tar_like.rules import RULES, Rules
 from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0
@@ -84,19 +86,44 @@ class Transfer:
         """The plan; there once it was negotiated."""
         return os.path.join(self.path, "plan.db")
 
-    def negotiate(self, block_size: int) -> Status:
+    @property
+    def rules(self) -> Rules:
+        """The rules that were negotiated last."""
+        return Rules.read(self.path)
+
+    def negotiate(self, block_size: int, rules: Rules | None = None) -> Status:
         """Make the plan, or keep the one that is there (with its own block size). Idempotent.
 
-        Raises UsageError, NoSpace, OSError.
+        Other rules than before take their place. Raises UsageError, Conflict when a commit by
+        other rules is running, NoSpace, OSError.
         """
+        rules = (rules or Rules()).checked().canonical
+        make_filter(rules.regexes, rules.patterns)  # can they be?
         if block_size % PAGE or not PAGE <= block_size <= MAX_BLOCK_SIZE:
             raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
         with self._in_use():
+            if rules != self.rules:
+                self._change_rules(rules)
             if not os.path.exists(self.plan_path):
                 self._make_plan(block_size)
             self._destination.mark(self.id)
             self._check_room()
         return self.status()
+
+    def _change_rules(self, rules: Rules) -> None:
+        try:
+            with held(os.path.join(self.path, "commit.lock"), wait=1.0):
+                folder = self._destination.temporary()
+                rules.write(folder)
+                self._destination.durability.publish(
+                    os.path.join(folder, RULES), os.path.join(self.path, RULES)
+                )
+                self._destination.discard(folder)
+        except BlockingIOError:
+            raise Conflict(
+                "This tree is being committed by another run with other options: "
+                "wait until that has ended."
+            ) from None
 
     def _make_plan(self, block_size: int) -> None:
         folder = self._destination.temporary()
@@ -174,6 +201,7 @@ class Transfer:
             files=plan.files,
             entries=self._index.entry_count,
             committed=read_progress(self.path),
+            rules=self.rules.to_json(),
         )
 
     @property
@@ -381,6 +409,7 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     destination.durability.file(index)
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
+    Rules().write(folder)
     with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
         room.write(b" " * 4096)  # so that a commit can say that the disk is full
     try:

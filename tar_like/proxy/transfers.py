@@ -12,6 +12,7 @@ from tar_like.errors import CommitFailed, Conflict, NoSpace, NotFound, TarLikeEr
 from tar_like.proxy.commit import read_outcome
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
+from tar_like.rules import Rules
 from tar_like.wire import Status, bitmap
 
 COMMIT_WAIT = 10.0
@@ -82,9 +83,10 @@ class Transfers:
                 continue  # gone meanwhile, or not readable: its own page says why
         return found
 
-    def commit(self, transfer_id: str) -> Status:
+    def commit(self, transfer_id: str, rules: Rules | None = None) -> Status:
         """Have the transfer committed; waits a while. Idempotent.
 
+        With ``rules``, only if they are those that hold: Conflict otherwise.
         The status says how far it got: ``complete``, still ``committing``, or, with blocks
         revoked, ``receiving``. Raises Conflict when blocks are missing, and what went wrong.
         """
@@ -93,6 +95,7 @@ class Transfers:
         asked = 0.0
         while True:
             status = self.status(transfer_id)
+            _check_rules(status, rules)
             if status.state == "complete":
                 return status
             outcome = read_outcome(self.destination.transfer(transfer_id)) if token else None
@@ -128,6 +131,11 @@ class Transfers:
                         continue  # not durable, and no receipt says that it is
                 transfer.close()
             self._open.clear()
+
+
+def _check_rules(status: Status, rules: Rules | None) -> None:
+    if rules is not None and status.state != "open" and status.rules != rules.to_json():
+        raise Conflict("Another run of this transfer has stated other options: run this one again.")
 
 
 def _as_error(text: str, http_status: int) -> TarLikeError:

@@ -147,7 +147,7 @@ class FolderSource:
         """The names in a directory, sorted as bytes. Raises OSError."""
         # By this path the names come as bytes, and the O_PATH fd is opened for reading.
         with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(directory)) as entries:
-            return _sorted_names(entries)
+            return sorted_names(entries)
 
     def _stat(
         self, path: bytes, directory: bytes, name: bytes, wanted: Wanted
@@ -290,7 +290,7 @@ def portable(key: str) -> bool:
     return key.startswith("user.") or (os.geteuid() == 0 and not key.startswith("system."))
 
 
-def _sorted_names(entries: Iterator[os.DirEntry[bytes]]) -> Iterable[bytes]:
+def sorted_names(entries: Iterator[os.DirEntry[bytes]]) -> Iterable[bytes]:
     """Sort names in bounded memory: what exceeds a run goes through temporary files."""
     files: list[BinaryIO] = []
     while True:

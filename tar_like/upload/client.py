@@ -36,6 +36,7 @@ from tar_like.errors import (
     Unreachable,
     UsageError,
 )
+from tar_like.rules import Rules
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
@@ -141,9 +142,10 @@ class Client:
 
             return self._retry(send)
 
-    def negotiate(self, transfer_id: str, block_size: int) -> Status:
-        """Have the plan made."""
-        return self._status("POST", transfer_id, "/plan", json={"block_size": block_size})
+    def negotiate(self, transfer_id: str, block_size: int, rules: Rules) -> Status:
+        """Have the plan made, and these rules hold."""
+        wanted = {"block_size": block_size, "rules": rules.to_json()}
+        return self._status("POST", transfer_id, "/plan", json=wanted)
 
     def fetch(self, transfer_id: str, what: str, path: str) -> None:
         """Get the ``plan`` or the ``db`` into a new file."""
@@ -190,9 +192,9 @@ class Client:
 
         return self._retry(put)
 
-    def commit(self, transfer_id: str) -> Status:
-        """Ask for the commit; the status says how far it is."""
-        return self._status("POST", transfer_id, "/commit")
+    def commit(self, transfer_id: str, rules: Rules) -> Status:
+        """Ask for the commit by these rules; the status says how far it is."""
+        return self._status("POST", transfer_id, "/commit", json={"rules": rules.to_json()})
 
     def close(self) -> None:
         """Close the connection."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tar_like.config import S3Settings, Trust
+from tar_like.rules import Rules
 from tar_like.upload.client import Client, Pace
 from tar_like.upload.range import BlockOutcome
 
@@ -51,6 +52,8 @@ class UploadOptions:
     """Bytes a second that all senders together may put on the wire; 0 is no limit."""
     dials: str = ""
     """Folder where the limit of local processes is found, to be changed."""
+    rules: Rules = field(default_factory=Rules)
+    """What may be done with names that are at the destination already."""
     s3: S3Settings | None = None
     """How to reach a bucket; without it, as the settings of the sending host say."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from tar_like.codec import REASONS
-from tar_like.errors import Interrupted, TarLikeError, UsageError, shown
+from tar_like.errors import Interrupted, NotFound, TarLikeError, UsageError, shown
 from tar_like.index import Index
 from tar_like.plan import Plan
 from tar_like.source import Recognizes, open_source
@@ -47,6 +47,10 @@ class UploadSummary:
     blocks_sent: int = 0
     bytes_sent: int = 0
     wire_bytes: int = 0
+    deleted: int = 0
+    """Names that were removed at the destination."""
+    held: str = ""
+    """Why nothing was deleted although that was asked for."""
     failures: list[Failure] = field(default_factory=list)
     """Entries that are not in their place."""
     errors: list[str] = field(default_factory=list)
@@ -103,8 +107,13 @@ class Upload:
             status = client.offer(index.id, index.path)
         else:
             self._resumed = status.received > 0
-        if status.state != COMMITTING:
-            status = client.negotiate(index.id, self._options.block_size)
+        try:
+            status = client.negotiate(index.id, self._options.block_size, self._options.rules)
+        except NotFound:  # another run has completed it just now
+            client.offer(index.id, index.path)
+            status = client.negotiate(index.id, self._options.block_size, self._options.rules)
+        if status.rules != self._options.rules.to_json():
+            raise UsageError("The receiver is too old for what the options ask of it.")
         if status.block_size != self._options.block_size and status.blocks:
             self._progress.say(
                 f"This transfer was begun with blocks of {status.block_size} bytes; "
@@ -253,7 +262,7 @@ class Upload:
         while True:
             self._raise_if_stopped()
             try:
-                status = client.commit(transfer_id)
+                status = client.commit(transfer_id, self._options.rules)
             except TarLikeError as error:
                 self.summary.errors.append(str(error))
                 return True
@@ -267,6 +276,7 @@ class Upload:
                     self.summary.errors.append("The receiver does not get to committing.")
                     return True
         self.summary.state = COMPLETE
+        self.summary.deleted, self.summary.held = status.deleted, status.held
         reported = {failure.path for failure in status.failures}
         self.summary.failures = status.failures + [
             failure for failure in self.summary.failures if failure.path not in reported

@@ -104,6 +104,8 @@ def seal(path: Path) -> str:
             identity.add(rows)
             for xattr in db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
                 identity.add_xattr(*xattr)
+            for skipped in db.execute("SELECT path, kind FROM skipped ORDER BY id"):
+                identity.add_skipped(*skipped)
         for key, value in (("id", identity.id()), ("entries", str(len(rows)))):
             db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
     return identity.id()

@@ -338,7 +338,7 @@ def test_a_body_too_large_is_refused_before_it_is_sent(sender: Sender, length: i
     found = sender.receiver.raw(head("PUT", path, digest, f"Content-Length: {length}"))
     assert found is not None
     found.problem(413, "too-large")
-    found = sender.receiver.raw(head("POST", f"{sender.base}/plan", "Content-Length: 5000"))
+    found = sender.receiver.raw(head("POST", f"{sender.base}/plan", "Content-Length: 300000"))
     assert found is not None
     found.problem(413, "too-large")
 
@@ -450,14 +450,21 @@ def test_one_block_from_many_at_a_time_is_taken_once_or_more_and_right(sender: S
         b'{"block_size": 4097}',
         b'{"block_size": 1073745920}',
         b'{"block_size": ' + b"9" * 4000 + b"}",
-        b'{"block_size": ' + b"9" * 5000 + b"}",
+        b'{"block_size": 4096, "rules": []}',
+        b'{"block_size": 4096, "rules": {"obey": true}}',
+        b'{"block_size": 4096, "rules": {"delete": 1}}',
+        b'{"block_size": 4096, "rules": {"ignore_errors": true}}',
+        b'{"block_size": 4096, "rules": {"delete": true, "regexes": "x"}}',
+        b'{"block_size": 4096, "rules": {"delete": true, "regexes": ["("]}}',
+        b'{"block_size": 4096, "rules": {"delete": true, "patterns": [1]}}',
+        b'{"block_size": ' + b"9" * 300000 + b"}",
     ],
 )
 def test_a_negotiation_that_is_none_is_refused(receiver: Receiver, work: Path, body: bytes) -> None:
     sender = Sender(receiver, work)
     sender.offer()
     found = receiver.ask("POST", f"{sender.base}/plan", body)
-    found.problem(413 if len(body) > 4096 else 400)
+    found.problem(413 if len(body) > 300000 else 400)
     assert receiver.ask("GET", sender.base).json["state"] == "open"
     shutil.rmtree(receiver.dest / ".tar_like/transfers" / sender.id)
 
@@ -660,3 +667,26 @@ def test_a_record_that_rotted_is_an_answer_not_a_crash(sender: Sender) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: (page - 1) * PAGE] + b"\xff" * PAGE + data[page * PAGE :])
     assert "records" in sender.put(0, digest, body).problem(500, "receiver-failed")
+
+
+def test_the_rules_stated_last_hold_and_nothing_is_committed_by_others(
+    receiver: Receiver, work: Path
+) -> None:
+    sender = Sender(receiver, work)
+    sender.offer()
+    deleting: dict[str, object] = {"delete": True, "patterns": ["*"]}
+    plain: dict[str, object] = {"delete": False}
+
+    def ask(what: str, rules: dict[str, object]) -> Answer:
+        body = json.dumps({"block_size": PAGE, "rules": rules}).encode()
+        return receiver.ask("POST", f"{sender.base}/{what}", body)
+
+    for rules in (plain, deleting, plain):
+        assert ask("plan", rules).json["rules"]["delete"] == rules["delete"]
+        assert receiver.ask("GET", sender.base).json["rules"]["delete"] == rules["delete"]
+    sender.send()
+    ask("commit", deleting).problem(409, "conflict")
+    assert ask("plan", deleting).json["blocks"] > 0
+    assert ask("commit", deleting).json["state"] == "complete"
+    assert "other options" in ask("commit", plain).problem(409, "conflict")
+    assert ask("commit", deleting).json["rules"]["patterns"] == ["*"]

@@ -224,6 +224,35 @@ def test_attributes_that_cannot_be_are_refused(path: Path, xattr: Xattr) -> None
     assert "attribute" in refused(path, write(path, TREE, xattrs=[xattr]))
 
 
+def skip(path: Path, name: str, kind: str, detail: str) -> str:
+    """The id of an index after a skipped name was added; the values are SQL's."""
+    with edit(path) as db:
+        db.execute(f"INSERT INTO skipped (path, kind, detail) VALUES ({name}, {kind}, {detail})")
+    return seal(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("'x'", "'special'", "'FIFO'"),
+        ("x'78'", "'other'", "''"),
+        ("x'78'", "x'78'", "''"),
+        ("x'78'", "'special'", "x'00'"),
+    ],
+)
+def test_skipped_names_that_cannot_be_are_refused(path: Path, row: tuple[str, str, str]) -> None:
+    write(path, TREE)
+    refused(path, skip(path, *row))
+
+
+def test_a_tree_that_was_read_in_part_is_another_tree(path: Path) -> None:
+    ids = [write(path, TREE)]
+    for kind in ("unreadable", "special"):
+        ids.append(skip(path, "x'78'", f"'{kind}'", "'why'"))
+        validate(str(path), ids[-1])
+    assert len(set(ids)) == 3
+
+
 COLUMNS = {
     "entry": [name for name in Entry._fields if name != "id"],
     "segment": ["start", "stop"],

@@ -1,0 +1,31 @@
+"""Flags that say what may be done with names that are at the destination already."""
+
+from __future__ import annotations
+
+import argparse
+
+from tar_like.rules import Rules
+
+
+def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be replaced, and what is deleted; named as rsync names it."""
+    group = parser.add_argument_group("what is at TARGET already")
+    group.add_argument(
+        "--delete", action="store_true",
+        help="remove what SRC no longer has, at the end, if all else went well; what -x and "
+        "--exclude leave out stays",
+    )  # fmt: skip
+    group.add_argument(
+        "--ignore-errors", action="store_true",
+        help="delete although parts of SRC could not be read (never below those)",
+    )  # fmt: skip
+
+
+def rules(options: argparse.Namespace) -> Rules:
+    """The rules that the flags ask for. Raises UsageError for what does not go together."""
+    return Rules(
+        delete=options.delete,
+        ignore_errors=options.ignore_errors,
+        regexes=tuple(options.regexes),
+        patterns=tuple(options.patterns),
+    ).checked()

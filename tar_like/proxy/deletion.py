@@ -1,0 +1,248 @@
+"""Delete what the source no longer has.
+
+    names of the destination and of the index, both in canonical order, in step
+    > those that the index lacks, less what is spared > a list on disk
+    > removed last first: a directory comes after what was in it
+
+Spared are: what the scan left out or could not read, and all below; the receiver's own folder.
+Nothing is followed: every name goes by its directory's fd. Everything can be done again after a
+crash: what is gone is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tar_like.dirfd import Walker
+from tar_like.errors import cause, shown
+from tar_like.index import Index
+from tar_like.index.filters import make_filter
+from tar_like.layout import DIRECTORY, sort_key
+from tar_like.rules import Rules
+from tar_like.source.folder import RESERVED, sorted_names
+from tar_like.wire import Failure
+
+_CLOSED = (errno.EACCES, errno.EPERM)
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_OTHER_FILESYSTEM = "is where another filesystem is mounted: it is not deleted"
+
+
+class Extra(NamedTuple):
+    """A name in the destination that the index lacks."""
+
+    path: bytes
+    is_directory: bool
+
+
+class Spare:
+    """What must not be deleted although the index lacks it, and all below."""
+
+    def __init__(self, index: Index, rules: Rules) -> None:
+        """Raises UsageError for filters that are none."""
+        self._keep = make_filter(rules.regexes, rules.patterns)
+        self._seen = sqlite3.connect("", isolation_level=None)  # on disk, for as long as it is open
+        self._seen.execute("CREATE TABLE seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._seen.executemany(
+            "INSERT OR IGNORE INTO seen VALUES (?)", ((row.path,) for row in index.skipped())
+        )
+        self._any_seen = self._seen.execute("SELECT count(*) FROM seen").fetchone()[0] > 0
+
+    def __call__(self, path: bytes, is_directory: bool) -> bool:
+        return (
+            path == RESERVED
+            or self.unread(path)
+            or (self._keep is not None and not self._keep(path, is_directory))
+        )
+
+    def unread(self, path: bytes) -> bool:
+        """Whether the source has this name, but could not read it, or it is a special file."""
+        query = "SELECT 1 FROM seen WHERE path = ?"
+        return self._any_seen and self._seen.execute(query, (path,)).fetchone() is not None
+
+
+class Extras:
+    """The names below ``root`` that an index lacks and that are not spared, in canonical order."""
+
+    def __init__(self, root: str, index: Index, spare: Spare, *, may_change: bool) -> None:
+        """With ``may_change``, directories that are closed to their owner are opened."""
+        self._walker = Walker(root)
+        self._rows = index.names()
+        self._row: tuple[bytes, str] | None = next(self._rows, None)
+        self._spare = spare
+        self._may_change = may_change
+        self.failures: list[Failure] = []
+        """What could not be looked at, or must not be deleted."""
+        self.spared = 0
+
+    def __iter__(self) -> Iterator[Extra]:
+        with self._walker:
+            yield from self._walk(b"", known=True)
+
+    def below(self, directory: bytes) -> Iterator[Extra]:
+        """Everything below a directory that the index does not have as one."""
+        with self._walker:
+            yield from self._walk(directory, known=False)
+
+    def _walk(self, top: bytes, *, known: bool) -> Iterator[Extra]:
+        stack = [(top, self._list(top), known)]
+        while stack:
+            directory, names, known = stack[-1]
+            for name in names:
+                path = directory + b"/" + name if directory else name
+                kind = self._known(path) if known else None
+                if kind is None:
+                    extra = self._extra(path, directory, name)
+                    if extra is None:
+                        continue
+                    yield extra
+                    descend = extra.is_directory
+                else:
+                    descend = kind == DIRECTORY and not self._spare.unread(path)
+                if descend:
+                    stack.append((path, self._list(path), kind is not None))
+                    break
+            else:
+                stack.pop()
+
+    def _known(self, path: bytes) -> str | None:
+        """The kind of the index's entry of this path."""
+        row = self._row
+        if row is not None and row[0] != path:
+            key = sort_key(path)
+            while row is not None and sort_key(row[0]) < key:
+                row = next(self._rows, None)
+            self._row = row
+        return row[1] if row is not None and row[0] == path else None
+
+    def _extra(self, path: bytes, directory: bytes, name: bytes) -> Extra | None:
+        try:
+            parent = self._walker.dirfd(directory)
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            is_directory = stat.S_ISDIR(st.st_mode)
+            if self._spare(path, is_directory):
+                self.spared += 1
+                return None
+            if is_directory and _mount(self._walker.dirfd(path)) != _mount(
+                self._walker.dirfd(directory)
+            ):
+                self.failures.append(Failure(shown(path), _OTHER_FILESYSTEM, source=False))
+                return None
+        except OSError as error:
+            self._fail(path, error)
+            return None
+        return Extra(path, is_directory)
+
+    def _list(self, directory: bytes) -> Iterator[bytes]:
+        try:
+            fd = self._walker.dirfd(directory)
+            try:
+                return iter(_names(fd))
+            except PermissionError:
+                if not self._may_change:
+                    raise
+                open_up(fd)
+                return iter(_names(fd))
+        except OSError as error:
+            self._fail(directory, error)
+            return iter(())
+
+    def _fail(self, path: bytes, error: OSError) -> None:
+        if error.errno not in _GONE:
+            text = f"cannot be looked at: {cause(error)}"
+            self.failures.append(Failure(shown(path), text, source=False))
+
+
+class Deletion:
+    """Removes names below a root. Raises nothing: what cannot be removed is in ``failures``."""
+
+    def __init__(self, root: str, index: Index, rules: Rules) -> None:
+        self._root = root
+        self._index = index
+        self._spare = Spare(index, rules)
+        self.failures: list[Failure] = []
+        self.deleted = 0
+
+    def extras(self) -> None:
+        """Remove what the index lacks."""
+        extras = Extras(self._root, self._index, self._spare, may_change=True)
+        self._remove(iter(extras))
+        self.failures += extras.failures
+
+    def clear(self, directory: bytes) -> bool:
+        """Empty a directory that is in the way of a file, unless something in it is spared."""
+        extras = Extras(self._root, self._index, self._spare, may_change=True)
+        with contextlib.closing(_List(extras.below(directory))) as listed:
+            if extras.spared or extras.failures:
+                return False
+            self._remove_listed(listed)
+        return not self.failures
+
+    def _remove(self, extras: Iterator[Extra]) -> None:
+        with contextlib.closing(_List(extras)) as listed:
+            self._remove_listed(listed)
+
+    def _remove_listed(self, listed: _List) -> None:
+        with Walker(self._root) as walker:
+            for extra in listed.backwards():
+                try:
+                    self.deleted += self._remove_one(walker, extra)
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        text = f"cannot be deleted: {cause(error)}"
+                        self.failures.append(Failure(shown(extra.path), text, source=False))
+
+    def _remove_one(self, walker: Walker, extra: Extra) -> bool:
+        parent, name = walker.split(extra.path)
+        remove = os.rmdir if extra.is_directory else os.unlink
+        try:
+            remove(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False  # something in it is spared, or has been named
+            if error.errno not in _CLOSED or not open_up(parent):
+                raise
+            remove(name, dir_fd=parent)
+        return True
+
+
+class _List:
+    """Names on disk, to be read backwards."""
+
+    def __init__(self, extras: Iterator[Extra]) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("CREATE TABLE extra (id INTEGER PRIMARY KEY, path BLOB, dir INTEGER)")
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT INTO extra (path, dir) VALUES (?, ?)", extras)
+
+    def backwards(self) -> Iterator[Extra]:
+        rows = self._db.execute("SELECT path, dir FROM extra ORDER BY id DESC")
+        return (Extra(path, bool(is_directory)) for path, is_directory in rows)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _names(fd: int) -> Iterator[bytes]:
+    with os.scandir(b"/proc/self/fd/%d/" % fd) as entries:
+        return iter(sorted_names(entries))
+
+
+def open_up(fd: int) -> bool:
+    """Let the owner of a directory change it; whether that made a difference."""
+    mode = stat.S_IMODE(os.stat(fd).st_mode)
+    if mode & 0o700 == 0o700:
+        return False
+    os.chmod(f"/proc/self/fd/{fd}", mode | 0o700)
+    return True
+
+
+def _mount(fd: int) -> str:
+    """The mount that an open file lies in, bind mounts told apart (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(line for line in file if line.startswith("mnt_id:"))

@@ -1,0 +1,84 @@
+"""Rules: what a transfer may do with names that are at the destination already.
+
+The sender states them when it negotiates; they are kept with the transfer, and hold until another
+run of it states others. A rule that the receiver does not know is refused, never passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from tar_like.errors import UsageError
+
+RULES = "rules.json"
+MAX_TEXT = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The rules of one transfer."""
+
+    delete: bool = False
+    """Remove what the index does not list, once everything else is in place."""
+    ignore_errors: bool = False
+    """Delete although parts of the source could not be read (never below those)."""
+    regexes: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    """What the scan left out (index.filters): it is not deleted either."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the wire and the transfer's folder hold it."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self.canonical).items()
+        }
+
+    def write(self, folder: str) -> None:
+        """Keep them in a folder."""
+        with open(os.path.join(folder, RULES), "w", encoding="ascii") as file:
+            json.dump(self.to_json(), file)
+
+    @classmethod
+    def read(cls, folder: str) -> Rules:
+        """Those that are kept in a folder. Raises FileNotFoundError."""
+        with open(os.path.join(folder, RULES), "rb") as file:
+            return cls.from_json(json.loads(file.read()))
+
+    @classmethod
+    def from_json(cls, values: object) -> Rules:
+        """Raises UsageError for what are no rules, or none of this version."""
+        if not isinstance(values, dict):
+            raise UsageError("The rules of a transfer are a JSON object.")
+        defaults = {f.name: f.default for f in fields(cls)}
+        unknown = sorted(values.keys() - defaults.keys())
+        if unknown:
+            raise UsageError(f"The receiver does not know the rule {unknown[0]!r}.")
+        return cls(**{key: _checked(key, value, defaults[key]) for key, value in values.items()})
+
+    def checked(self) -> Rules:
+        """Itself, if it can be. Raises UsageError."""
+        if self.ignore_errors and not self.delete:
+            raise UsageError("--ignore-errors goes with --delete.")
+        return self
+
+    @property
+    def canonical(self) -> Rules:
+        """Without what makes no difference: what a scan left out matters to deleting only."""
+        return self if self.delete else replace(self, regexes=(), patterns=())
+
+
+def _checked(key: str, value: object, default: object) -> Any:
+    if isinstance(default, bool) and isinstance(value, bool):
+        return value
+    if isinstance(default, str) and _is_text(value):
+        return value
+    if isinstance(default, tuple) and isinstance(value, list) and all(map(_is_text, value)):
+        return tuple(value)
+    raise UsageError(f"The rule {key!r} cannot be {value!r}.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value
