@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
 from tar_like.errors import TarLikeError
-from tar_like.process import die_with_parent
+from tar_like.process import die_with_parent, keep_memory
 from workers import records
 from workers.link import connect, greet
 from workers.runtime import WorkerOptions
@@ -129,6 +129,7 @@ def _live(options: WorkerOptions, number: int, say: Say, parent: int) -> None:
     signal.signal(signal.SIGINT, early)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     die_with_parent(parent)
+    keep_memory()
     relay_rq(say)
     try:
         if RangeWorker(options, number, say, stopping).live():

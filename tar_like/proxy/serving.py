@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tar_like.errors import Busy, HeadTooLarge, NoRequest, TarLikeError, TooSlow
+from tar_like.process import keep_memory
 from tar_like.proxy import problem
 from tar_like.proxy.access import Access
 from tar_like.proxy.app import BODY_EXTENSION, make_app
@@ -243,6 +244,7 @@ def serve_socket(
     ``tls`` names the files of the certificate and of its key.
     """
     _raise_file_limit()
+    keep_memory()
     app = make_app(Transfers(destination, start_commit), access)
     certificate, key = tls or (None, None)
     config = uvicorn.Config(

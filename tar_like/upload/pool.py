@@ -19,7 +19,7 @@ from multiprocessing.synchronize import Event
 from typing import cast
 
 from tar_like.errors import TarLikeError
-from tar_like.process import start_pool_worker
+from tar_like.process import keep_memory, start_pool_worker
 from tar_like.upload.range import BlockOutcome, RangeSender
 
 MAX_RANGE = 64
@@ -173,6 +173,7 @@ def _run(
 ) -> None:
     """A child's life."""
     start_pool_worker(parent)
+    keep_memory()
     parents.close()
     sender = make_sender(number)
     try:
