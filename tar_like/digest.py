@@ -55,6 +55,12 @@ def hasher(name: str) -> Hasher:
         raise UsageError(f"{name!r} is no digest: use one of {', '.join(NAMES)}.") from None
 
 
+def checked(name: str) -> str:
+    """A digest's name. Raises UsageError for one that is none."""
+    hasher(name)
+    return name
+
+
 def of(name: str, data: Buffer) -> bytes:
     """The digest of some bytes by the named algorithm."""
     if name == "blake3":

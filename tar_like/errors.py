@@ -53,6 +53,13 @@ class IndexInvalid(TarLikeError):
     slug = "index-invalid"
 
 
+class AnswersInvalid(TarLikeError):
+    """Answers to a receiver's questions are malformed, or answer other ones."""
+
+    http_status = 422
+    slug = "answers-invalid"
+
+
 class BlockInvalid(TarLikeError):
     """A block's body is malformed, or its bytes do not have the digest it claims."""
 

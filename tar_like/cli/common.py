@@ -67,6 +67,10 @@ def add_send_arguments(parser: argparse.ArgumentParser, settings: config.Setting
         "--compress", default=settings.compress, metavar="HOW",
         help="auto (default: while it helps), lz4 or none",
     )  # fmt: skip
+    parser.add_argument(
+        "--checksum", action="store_true",
+        help="read and compare all that may be in place, on both sides, instead of trusting times",
+    )  # fmt: skip
     add_receiver_arguments(parser)
 
 

@@ -25,9 +25,9 @@ HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
 One command: scan SRC (a folder, or s3://bucket/prefix), send what TARGET lacks, commit. TARGET is
 a folder (a receiver runs on loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's
-content goes into TARGET, as with 'rsync SRC/ TARGET/'. What TARGET got by an earlier run, and what
-is unchanged since (size, mtime), is not sent. Whatever ends it, the same command goes on. Nothing
-is deleted without --delete.
+content goes into TARGET, as with 'rsync SRC/ TARGET/'. What TARGET has already is not sent:
+unchanged files (size, mtime), files under another name, parts of large files. Whatever ends it, the
+same command goes on. Nothing is deleted without --delete.
 """
 
 
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         block_size=block_size(options, output),
         processes=config.count(options.processes),
         compress=config.compression(options.compress),
+        checksum=options.checksum,
         trust=trust(options, settings),
         limit=config.size(options.limit),
         dials=settings.dials,

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             last=last,
             ignore_done=options.ignore_done,
             compress=config.compression(options.compress),
+            checksum=options.checksum,
             trust=trust(options, settings),
             record=options.record,
             limit=config.size(options.limit),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tar_like import digest
 from tar_like.database import Damaged, damage
 from tar_like.errors import IndexInvalid
 from tar_like.index import schema
@@ -58,6 +59,11 @@ class Index:
     def algorithm(self) -> str:
         """The digest that ``hash`` holds: a name of tar_like.digest, or ``none``."""
         return self._meta["hash"]
+
+    @property
+    def digest(self) -> str:
+        """The digest by which content is known: ``algorithm``, or the default where it is none."""
+        return self.algorithm if self.algorithm != "none" else digest.DEFAULT
 
     @property
     def length(self) -> int:
@@ -122,6 +128,15 @@ class Index:
             (stop, start),
         )
         return map(Entry._make, rows)
+
+    def has_twins(self, least: int) -> bool:
+        """Whether two files of at least so many bytes have the same size."""
+        row = self._db.execute(
+            "SELECT 1 FROM entry WHERE kind = 'f' AND size >= ? GROUP BY size "
+            "HAVING count(*) > 1 LIMIT 1",
+            (least,),
+        ).fetchone()
+        return row is not None
 
     def fingerprints(self) -> Iterator[tuple[Any, ...]]:
         """What a scan finds of each entry, in the order of source.Found's first ten fields.

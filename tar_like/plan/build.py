@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tar_like.database import scratch, uri
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent, place
 from tar_like.plan import schema
+from tar_like.plan.segments import Segments
+
+Part = Callable[[Entry], list[tuple[int, int]] | None]
+"""The ranges of a file that are lacking; None where all of it is."""
 
 
-def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: int) -> None:
+def build_plan(
+    index: Index,
+    lacking: Iterable[Entry],
+    path: str,
+    block_size: int,
+    part: Part = lambda _: None,
+) -> None:
     """Write the plan for these files, given in canonical order, to a new file; it is not synced.
 
     A file without bytes to send (empty, or one hole) is listed as ``bare``: the receiver makes
@@ -20,7 +30,7 @@ def build_plan(index: Index, lacking: Iterable[Entry], path: str, block_size: in
     db = scratch(path)
     try:
         _create(db, index.path)
-        layer = _Layer(db, index)
+        layer = _Layer(db, index, part)
         db.executemany("INSERT INTO extent VALUES (?, ?, ?, ?)", layer.extents(lacking))
         _finish(db, index, block_size, length=layer.length, total=layer.bytes, files=layer.files)
     finally:
@@ -80,9 +90,10 @@ def build_whole_plan(index: Index, path: str, block_size: int) -> bool:
 class _Layer:
     """Lays the data of files end to end."""
 
-    def __init__(self, db: sqlite3.Connection, index: Index) -> None:
+    def __init__(self, db: sqlite3.Connection, index: Index, part: Part) -> None:
         self._db = db
-        self._segments = _Segments(index)
+        self._part = part
+        self._segments = Segments(index)
         self.length = 0
         self.bytes = 0
         self.files = 0
@@ -90,7 +101,9 @@ class _Layer:
     def extents(self, lacking: Iterable[Entry]) -> Iterator[Extent]:
         for entry in lacking:
             self.files += 1
-            ranges = self._segments.of(entry)
+            ranges = self._part(entry)
+            if ranges is None:
+                ranges = self._segments.of(entry)
             if not ranges:
                 self._db.execute("INSERT INTO bare VALUES (?)", (entry.id,))
             for start, stop in ranges:
@@ -98,25 +111,3 @@ class _Layer:
                 self.length = offset + stop - start
                 self.bytes += stop - start
                 yield Extent(offset, entry.id, start, stop)
-
-
-class _Segments:
-    """The data ranges of files, asked for in order of entry id."""
-
-    def __init__(self, index: Index) -> None:
-        self._rows = index.segments()
-        self._next = next(self._rows, None)
-
-    def of(self, entry: Entry) -> list[tuple[int, int]]:
-        """The ranges of a file that hold data: all of it, where it has no holes."""
-        while self._next is not None and self._next[0] < entry.id:
-            self._next = next(self._rows, None)
-        if self._next is None or self._next[0] != entry.id:
-            return [(0, entry.size)] if entry.size else []
-        ranges = []
-        while self._next is not None and self._next[0] == entry.id:
-            _, start, stop = self._next
-            if start < stop:
-                ranges.append((start, stop))
-            self._next = next(self._rows, None)
-        return ranges

@@ -84,7 +84,8 @@ def asked(method: str, path: str) -> tuple[str, str]:
         return READ, transfer
     if last == "commit":
         return COMMIT, transfer
-    return (SEND if method == "PUT" and last != "db" else OFFER), transfer
+    negotiates = method != "PUT" or last in ("db", "answers")
+    return (OFFER if negotiates else SEND), transfer
 
 
 class Guard:

@@ -38,6 +38,7 @@ from tar_like.errors import (
 )
 from tar_like.proxy import problem
 from tar_like.proxy.access import Access, Guard
+from tar_like.proxy.planning import Wish
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.transfer import map_write_error, offer
 from tar_like.proxy.transfers import Transfers
@@ -45,6 +46,7 @@ from tar_like.rules import Rules
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
+    OPEN,
     ROOT,
     Inflater,
     Status,
@@ -84,6 +86,8 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         Route(f"{one}/db", service.send_index),
         Route(f"{one}/plan", service.negotiate, methods=["POST"]),
         Route(f"{one}/plan", service.send_plan),
+        Route(f"{one}/questions", service.send_questions),
+        Route(f"{one}/answers", service.answer, methods=["PUT"]),
         Route(f"{one}/blocks", service.blocks),
         Route(f"{one}/commit", service.commit, methods=["POST"]),
         Route(f"{one}/{{block_size}}/{{block_no}}", service.block, methods=["PUT"]),
@@ -169,15 +173,17 @@ class _Service:
         length = _content_length(request)
         folder = await self._run(destination.temporary)
         try:
-            await self._store_index(request, os.path.join(folder, "index.db"), length)
+            limit = min(MAX_INDEX, 1024 * length + (1 << 20))
+            await self._store(request, os.path.join(folder, "index.db"), limit)
             await self._run(lambda: offer(destination, transfer_id, folder))
         finally:
             await self._run(lambda: destination.discard(folder))
         return _answer(await self._run(lambda: self._transfers.get(transfer_id).status()), 201)
 
-    async def _store_index(self, request: Request, path: str, length: int) -> None:
+    async def _store(self, request: Request, path: str, limit: int) -> None:
+        """Inflate a body into a new file of no more than ``limit`` bytes, and sync it."""
         with open(path, "wb") as file:
-            inflater = Inflater(file, min(MAX_INDEX, 1024 * length + (1 << 20)))
+            inflater = Inflater(file, limit)
             try:
                 async for chunk in request.stream():
                     if chunk:
@@ -187,13 +193,34 @@ class _Service:
                 raise map_write_error(error) from None
 
     async def negotiate(self, request: Request) -> Response:
-        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        transfer_id = request.path_params["id"]
+        await self._run(lambda: self._transfers.get(transfer_id))
         wanted = await _json(request)
-        block_size = wanted.get("block_size")
-        if type(block_size) is not int:
-            raise UsageError("Negotiating a plan needs a block_size in bytes.")
-        rules = Rules.from_json(wanted.get("rules", {}))
-        return _answer(await self._run(lambda: transfer.negotiate(block_size, rules)))
+        wish, rules = _wish(wanted), Rules.from_json(wanted.get("rules", {}))
+        # Waits for a process: not on the threads that take in blocks.
+        status = await asyncio.to_thread(self._transfers.negotiate, transfer_id, wish, rules)
+        return _answer(status, 202 if status.state == OPEN else 200)
+
+    async def send_questions(self, request: Request) -> Response:
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        path = await self._run(lambda: transfer.questions_path)
+        return StreamingResponse(deflate_file(path), media_type=BITMAP)
+
+    async def answer(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        transfer = await self._run(lambda: self._transfers.get(transfer_id))
+        limit = await self._run(lambda: transfer.longest_answer)
+        if _content_length(request) > limit:
+            raise TooLarge("The body is larger than answers to these questions can be.")
+        destination = self._transfers.destination
+        folder = await self._run(destination.temporary)
+        path = os.path.join(folder, "answers.db")
+        try:
+            await self._store(request, path, limit)
+            await self._run(lambda: transfer.answer(path))
+        finally:
+            await self._run(lambda: destination.discard(folder))
+        return _answer(await self._run(transfer.status))
 
     async def send_index(self, request: Request) -> Response:
         transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
@@ -338,6 +365,17 @@ async def _json(request: Request) -> dict[str, object]:
     if not isinstance(found, dict):
         raise UsageError("The body is not a JSON object.")
     return found
+
+
+def _wish(wanted: dict[str, object]) -> Wish:
+    """What a sender wants a plan to be like. Raises UsageError."""
+    block_size = wanted.get("block_size")
+    ask, checksum = wanted.get("ask", False), wanted.get("checksum", False)
+    if type(block_size) is not int:
+        raise UsageError("Negotiating a plan needs a block_size in bytes.")
+    if type(ask) is not bool or type(checksum) is not bool:
+        raise UsageError("Negotiating a plan: ask and checksum are true or false.")
+    return Wish(block_size=block_size, ask=ask, checksum=checksum)
 
 
 def _answer(status: Status, code: int = 200) -> Response:

@@ -19,14 +19,13 @@ import os
 import shutil
 import sqlite3
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 from tar_like.database import connect, scratch, uri
-from tar_like.errors import Conflict, TarLikeError, cause, shown
+from tar_like.errors import Conflict, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
 from tar_like.plan import Plan
@@ -36,12 +35,13 @@ from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
+from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED
+from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
-from tar_like.proxy.staging import mapped
 from tar_like.proxy.verified import Verified
-from tar_like.proxy.verify import Unit, UnitResult, Verifier, read_back, units
+from tar_like.proxy.verify import Twin, Unit, UnitResult, Verifier, read_back, units
 from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Failure, Status
 
@@ -51,17 +51,6 @@ INLINE = 2000
 """Transfers of fewer entries are committed in one process."""
 OUTCOME_ROOM = "outcome.tmp"
 OUTCOME_SIZE = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a commit ended that did not complete the transfer."""
-
-    token: str
-    """Which request for a commit this answers."""
-    revoked: int = 0
-    error: str = ""
-    http_status: int = 500
 
 
 def read_outcome(path: str) -> Outcome | None:
@@ -83,7 +72,7 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
     try:
         with held(os.path.join(destination.home, COMMIT_LOCK)):
             _keep_room(path)
-            outcome = _attempt(destination, transfer_id, jobs)
+            outcome = attempt(lambda: _commit(destination, transfer_id, jobs))
             if outcome is not None:
                 _write_outcome(path, replace(outcome, token=token))
     finally:
@@ -97,30 +86,9 @@ def _take_lock(path: str) -> int:
     return fd
 
 
-def _attempt(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
-    try:
-        with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
-            return commit.run()
-    except TarLikeError as error:
-        return Outcome(token="", error=str(error), http_status=error.http_status)
-    except (OSError, sqlite3.Error) as error:
-        return _failed(error)
-    except BrokenExecutor:
-        text = "A process of the commit was killed, for want of memory maybe: run it again."
-        return Outcome(token="", error=text)
-    except Exception as error:  # noqa: BLE001 the last resort of a process: say so, on both sides
-        traceback.print_exc()
-        text = f"The commit failed unexpectedly ({type(error).__name__}): see the receiver's log."
-        return Outcome(token="", error=text)
-
-
-def _failed(error: OSError | sqlite3.Error) -> Outcome:
-    known = mapped(error)
-    if isinstance(known, TarLikeError):
-        return Outcome(token="", error=str(known), http_status=known.http_status)
-    if isinstance(error, OSError):
-        return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
-    return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
+    with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
+        return commit.run()
 
 
 def _write_outcome(path: str, outcome: Outcome) -> None:
@@ -209,6 +177,8 @@ class _Commit:
         db = self._verified.begin()
         found = read_back(pool.verify(units(self._plan)), self._receipts, _into(db, _VERIFIED))
         changed = found.changed + self._verify_adopted(db)
+        if not found.bad_blocks:
+            changed += self._verify_local(pool, db)
         self._verified.end(db, changed, self._destination.durability)
         if found.bad_blocks:
             self._revoke(found.bad_blocks)
@@ -238,6 +208,28 @@ class _Commit:
             db.execute("DROP TABLE donated")
             donor.close()
         return changed
+
+    def _verify_local(self, pool: _Pool, db: sqlite3.Connection) -> list[int]:
+        """Files without blocks of their own: staged from what was here, or twins of others.
+
+        Returns those that are not right, and the twins of files that did not arrive.
+        """
+        kept = Kept(os.path.join(self._path, "kept.db"))
+        try:
+            wholes = [Twin(one, one, known) for one, known in kept.whole()]
+            twins, lost = [], []
+            for row in map(Twin._make, kept.twins()):
+                query = "SELECT digest FROM verified WHERE entry_id = ?"
+                if db.execute(query, (row.first,)).fetchone() == (row.digest,):
+                    twins.append(row)
+                else:
+                    lost.append(row.entry_id)
+        finally:
+            kept.close()
+        for result in pool.copies(wholes + twins):
+            _into(db, _VERIFIED)(result.verified)
+            lost += result.changed
+        return lost
 
     def _revoke(self, blocks: list[int]) -> None:
         log = ReceiptLog(os.path.join(self._path, "receipts"))
@@ -409,6 +401,12 @@ class _Pool:
             return map(self._worker.verify, tasks)
         return self._executor.map(_verify, tasks)
 
+    def copies(self, twins: list[Twin]) -> Iterator[UnitResult]:
+        batches = (twins[first : first + 256] for first in range(0, len(twins), 256))
+        if self._executor is None:
+            return map(self._worker.copies, batches)
+        return self._executor.map(_copies, batches)
+
     def apply(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Applied]:
         if self._executor is None:
             return map(self._worker.apply, ranges)
@@ -431,10 +429,17 @@ class _Worker:
         self._verifier: Verifier | None = None
         self._applier: Applier | None = None
 
-    def verify(self, unit: Unit) -> UnitResult:
+    @property
+    def _own_verifier(self) -> Verifier:
         if self._verifier is None:
             self._verifier = Verifier(self._path)
-        return self._verifier(unit)
+        return self._verifier
+
+    def verify(self, unit: Unit) -> UnitResult:
+        return self._own_verifier(unit)
+
+    def copies(self, twins: list[Twin]) -> UnitResult:
+        return self._own_verifier.copies(twins)
 
     def apply(self, ids: tuple[int, int]) -> Applied:
         if self._applier is None:
@@ -453,6 +458,10 @@ def _start_worker(worker: _Worker, parent: int) -> None:
 
 def _verify(unit: Unit) -> UnitResult:
     return _worker.verify(unit)
+
+
+def _copies(twins: list[Twin]) -> UnitResult:
+    return _worker.copies(twins)
 
 
 def _apply(ids: tuple[int, int]) -> Applied:

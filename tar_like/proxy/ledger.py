@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tar_like.database import connect_readonly, scratch
+from tar_like.database import connect_readonly
 from tar_like.dirfd import Walker
 from tar_like.index import Index
 from tar_like.layout import FILE, Entry, sort_key
@@ -30,10 +30,11 @@ LANDED = """CREATE TABLE landed (
 )"""
 
 UNSYNCED = "unsynced"
-_ROWS = """
+_FILES = """
 SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime
-FROM entry e JOIN landed l ON l.entry_id = e.id ORDER BY e.id
+FROM entry e JOIN landed l ON l.entry_id = e.id
 """
+_ROWS = f"{_FILES} ORDER BY e.id"
 
 
 class Landed(NamedTuple):
@@ -45,7 +46,9 @@ class Landed(NamedTuple):
     ctime: int
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A file of the ledger: its content, and the fingerprint it had then."""
+
     path: bytes
     size: int
     mtime: int
@@ -53,6 +56,15 @@ class _Row(NamedTuple):
     digest: bytes
     ino: int
     ctime: int
+
+    def is_of(self, st: os.stat_result) -> bool:
+        """Whether a file still has this fingerprint."""
+        return (
+            st.st_ino == self.ino
+            and st.st_ctime_ns == self.ctime
+            and st.st_size == self.size
+            and st.st_mtime_ns == self.mtime
+        )
 
 
 class Ledger:
@@ -79,12 +91,41 @@ class Ledger:
         self._db = db
         self.algorithm = meta.get("landed", "")
 
-    def rows(self) -> Iterator[_Row]:
+    def rows(self) -> Iterator[Row]:
         """Files in canonical order, as far as they can be read: more is sent then."""
         if self._db is None:
             return
         with contextlib.suppress(sqlite3.DatabaseError):
-            yield from map(_Row._make, self._db.execute(_ROWS))
+            yield from map(Row._make, self._db.execute(_ROWS))
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """(size, mtime) of its files that have bytes, as far as they can be read."""
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.DatabaseError):
+            yield from self._db.execute(
+                "SELECT e.size, e.mtime FROM entry e JOIN landed l ON l.entry_id = e.id "
+                "WHERE e.size > 0"
+            )
+
+    def with_paths(self, wanted: Iterable[bytes]) -> Iterator[Row]:
+        """Its files at these paths, as far as they can be read."""
+        return self._matching(f"{_FILES} WHERE e.path IN temp.wanted AND e.size > 0", wanted)
+
+    def with_digests(self, wanted: Iterable[bytes]) -> Iterator[Row]:
+        """Its files that have one of these digests, as far as they can be read."""
+        return self._matching(f"{_FILES} WHERE l.digest IN temp.wanted AND e.size > 0", wanted)
+
+    def _matching(self, query: str, wanted: Iterable[bytes]) -> Iterator[Row]:
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.DatabaseError):
+            self._db.execute("DROP TABLE IF EXISTS temp.wanted")
+            self._db.execute("CREATE TEMP TABLE wanted (value BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._db.executemany(
+                "INSERT OR IGNORE INTO wanted VALUES (?)", ((one,) for one in wanted)
+            )
+            yield from map(Row._make, self._db.execute(query))
 
     def close(self) -> None:
         """Close the file."""
@@ -116,7 +157,7 @@ class Comparison:
                 yield entry
         flush(self.kept)
 
-    def _find(self, path: bytes) -> _Row | None:
+    def _find(self, path: bytes) -> Row | None:
         row = self._next
         if row is None:
             return None
@@ -130,58 +171,40 @@ class Comparison:
         self._next = next(self._rows, None)
         return row
 
-    def _same(self, entry: Entry, row: _Row) -> bool:
+    def _same(self, entry: Entry, row: Row) -> bool:
         if entry.size != row.size:
             return False
         if entry.hash and self._ledger.algorithm == self._index.algorithm:
             return entry.hash == row.digest
         return not entry.hash and entry.mtime == row.mtime
 
-    def _untouched(self, entry: Entry, row: _Row) -> bool:
+    def _untouched(self, entry: Entry, row: Row) -> bool:
         try:
             parent, name = self._walker.split(entry.path)
-            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            return row.is_of(os.stat(name, dir_fd=parent, follow_symlinks=False))
         except OSError:
             return False
-        return (
-            st.st_ino == row.ino
-            and st.st_ctime_ns == row.ctime
-            and st.st_size == row.size
-            and st.st_mtime_ns == row.mtime
-        )
 
 
 class _Flush:
-    """Writes kept files to a table, a list at a time."""
+    """Writes kept files to the table ``landed``, a list at a time."""
 
-    def __init__(self, path: str) -> None:
-        self._db = scratch(path)
-        self._db.execute(LANDED)
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
 
     def __call__(self, kept: list[Landed]) -> None:
         self._db.executemany("INSERT INTO landed VALUES (?, ?, ?, ?)", kept)
 
-    def close(self) -> None:
-        """Finish the file."""
-        self._db.execute("COMMIT")
-        self._db.close()
 
+def compare(
+    index: Index, ledger_path: str, walker: Walker, db: sqlite3.Connection
+) -> Iterator[Entry]:
+    """The files that the destination lacks, in order; the others go to ``db``'s ``landed``.
 
-def write_kept(path: str) -> None:
-    """Say that nothing is kept."""
-    _Flush(path).close()
-
-
-def compare(index: Index, ledger_path: str, root: str, kept_path: str) -> Iterator[Entry]:
-    """The files that the destination lacks, in order; the others are listed in ``kept_path``.
-
-    The kept file is complete once the iterator is exhausted.
+    The table is complete once the iterator is exhausted.
     """
     ledger = Ledger(ledger_path)
-    flush = _Flush(kept_path)
     try:
-        with Walker(root) as walker:
-            yield from Comparison(index, ledger, walker).lacking(flush)
-        flush.close()
+        yield from Comparison(index, ledger, walker).lacking(_Flush(db))
     finally:
         ledger.close()

@@ -5,6 +5,7 @@ DEST/.tar_like/
     ledger.db             the index of the last committed state, with fingerprints
     donors/ID/OLD/        transfers whose tree has changed: what ID adopts (proxy/adopt.py)
     transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
+    chunks/               lists of the chunks of large files (chunkcache)
     completed/ID.json     reports of finished transfers
     tmp/                  what is being written; nothing there is ever looked at
 """
@@ -72,7 +73,7 @@ class Destination:
         try:
             os.makedirs(self.root, exist_ok=True)
             self._own(self.home)
-            for name in ("transfers", "donors", "completed", "tmp"):
+            for name in ("transfers", "donors", "completed", "chunks", "tmp"):
                 self._own(os.path.join(self.home, name))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
@@ -113,6 +114,11 @@ class Destination:
     def ledger(self) -> str:
         """The index of the last committed state."""
         return os.path.join(self.home, "ledger.db")
+
+    @property
+    def chunks(self) -> str:
+        """Where the chunks of large files are remembered."""
+        return os.path.join(self.home, "chunks")
 
     def transfer(self, transfer_id: str) -> str:
         """The folder of a transfer. Raises NotFound for what is no id."""

@@ -28,14 +28,16 @@ class Room:
         return self.bytes >= other.bytes and self.inodes >= other.inodes
 
 
-def check(folder: str, plan: Plan, missing_blocks: int) -> None:
+def check(folder: str, plan: Plan, missing_blocks: int, copies: int = 0) -> None:
     """Refuse a transfer that cannot fit. ``folder`` is the transfer's own.
+
+    ``copies`` are bytes that the commit will stage by itself.
 
     Raises NoSpace with the numbers, OSError.
     """
     free = _free(folder)
     # The ledger will be a copy of the index, beside the one that is there.
-    records = RESERVE + os.path.getsize(os.path.join(folder, "index.db"))
+    records = RESERVE + copies + os.path.getsize(os.path.join(folder, "index.db"))
     most = Room(records + min(plan.bytes, missing_blocks * plan.block_size), plan.files)
     if free.holds(most):
         return

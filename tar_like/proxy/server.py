@@ -1,6 +1,6 @@
-"""Running a receiver: one supervisor, several serving processes, a process for each commit.
+"""Running a receiver: one supervisor, serving processes, a process for each plan and commit.
 
-    supervisor: bind > fork serving processes > start commits that they ask for > replace the dead
+    supervisor: bind > fork serving processes > start the work that they ask for > replace the dead
     serving process: uvicorn on the shared socket, or on a socket of its own
 
 A serving process asks through a pipe; the answer is in the transfer's files. Nothing else is
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import select
 import signal
@@ -234,7 +235,7 @@ def supervise(
     options: ServerOptions,
     ready: Callable[[], None] | None = None,
 ) -> None:
-    """Keep a serving process on each socket, and run commits, until told to stop."""
+    """Keep a serving process on each socket, and plan and commit, until told to stop."""
     supervisor = _Supervisor(destination, sockets, options)
     supervisor.run(ready)
 
@@ -252,7 +253,7 @@ class _Supervisor:
         os.set_blocking(self._wake_writer, False)
         os.set_blocking(self._wake_reader, False)
         self._servers: dict[int, socket.socket] = {}
-        self._commits: set[int] = set()
+        self._work: set[int] = set()
         self._stopping = False
         self._next_expiry = time.monotonic()
         self._ending = signal.SIGTERM
@@ -277,7 +278,7 @@ class _Supervisor:
             if self._reader in readable:
                 *lines, pending = (pending + os.read(self._reader, 4096)).split(b"\n")
                 for line in lines:
-                    self._start_commit(*line.decode().split())
+                    self._start_work(*json.loads(line))
             self._reap()
         self._end()
 
@@ -291,21 +292,30 @@ class _Supervisor:
 
         pid = self._fork(
             lambda: serve_socket(
-                self._destination, listener, self._ask, self._access,
+                self._destination, listener, self, self._access,
                 tls=self._options.tls, keep_alive=KEEP_ALIVE, shutdown=SHUTDOWN,
             )
         )  # fmt: skip
         self._servers[pid] = listener
 
-    def _ask(self, transfer_id: str, token: str) -> None:
+    def commit(self, transfer_id: str, token: str) -> None:
         """In a serving process: have the supervisor start a commit."""
-        os.write(self._writer, f"{transfer_id} {token}\n".encode())
+        self._ask(["commit", transfer_id, token])
 
-    def _start_commit(self, transfer_id: str, token: str) -> None:
+    def plan(self, transfer_id: str, token: str, wish: str) -> None:
+        """In a serving process: have the supervisor start a planning."""
+        self._ask(["plan", transfer_id, token, wish])
+
+    def _ask(self, words: list[str]) -> None:
+        os.write(self._writer, f"{json.dumps(words)}\n".encode())
+
+    def _start_work(self, kind: str, *words: str) -> None:
         from tar_like.proxy.commit import run_commit
+        from tar_like.proxy.planning import run_planning
 
         destination, jobs = self._destination, self._options.jobs
-        self._commits.add(self._fork(lambda: run_commit(destination, transfer_id, token, jobs)))
+        run: Callable[..., None] = run_commit if kind == "commit" else run_planning
+        self._work.add(self._fork(lambda: run(destination, *words, jobs)))
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""
@@ -333,7 +343,7 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            self._commits.discard(pid)
+            self._work.discard(pid)
             listener = self._servers.pop(pid, None)
             if listener is not None and not self._stopping:
                 if status:
@@ -341,11 +351,11 @@ class _Supervisor:
                 self._start_server(listener)
 
     def _end(self) -> None:
-        for pid in [*self._servers, *self._commits]:
+        for pid in [*self._servers, *self._work]:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, self._ending)
         deadline = time.monotonic() + SHUTDOWN + 2
-        remaining = [*self._servers, *self._commits]
+        remaining = [*self._servers, *self._work]
         while remaining and time.monotonic() < deadline:
             remaining = [pid for pid in remaining if not _ended(pid)]
             if remaining:

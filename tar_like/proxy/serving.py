@@ -35,7 +35,7 @@ from tar_like.proxy.patience import (
     Patience,
 )
 from tar_like.proxy.place import Destination
-from tar_like.proxy.transfers import CommitStarter, Transfers
+from tar_like.proxy.transfers import Starter, Transfers
 
 FILES = 8192
 MAX_CONNECTIONS = 4096
@@ -232,7 +232,7 @@ def _raise_file_limit() -> None:
 def serve_socket(
     destination: Destination,
     listener: socket.socket,
-    start_commit: CommitStarter,
+    starter: Starter,
     access: Access,
     *,
     tls: tuple[str, str] | None,
@@ -245,7 +245,7 @@ def serve_socket(
     """
     _raise_file_limit()
     keep_memory()
-    app = make_app(Transfers(destination, start_commit), access)
+    app = make_app(Transfers(destination, starter), access)
     certificate, key = tls or (None, None)
     config = uvicorn.Config(
         app,

@@ -7,6 +7,7 @@ Writes are idempotent, at fixed offsets. Names appear in commit only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -83,6 +84,11 @@ class Staging:
             raise mapped(error) from None
         finally:
             os.close(fd)
+
+    def remove(self, entry_id: int) -> None:
+        """Have no staged file of an entry. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name(entry_id), dir_fd=self._fd)
 
     def open(self, entry_id: int) -> int:
         """A readable fd of a staged file. Raises FileNotFoundError when there is none."""

@@ -20,20 +20,21 @@ from tar_like.codec import CHANGED
 from tar_like.errors import (
     BlockInvalid,
     Conflict,
-    NoSpace,
     NotFound,
     ReceiverFailed,
     TooLarge,
-    UsageError,
     cause,
 )
 from tar_like.index import Index, validate
 from tar_like.index.filters import make_filter
-from tar_like.layout import MAX_BLOCK_SIZE, PAGE, Extent
-from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.proxy import adopt, ledger, room
+from tar_like.layout import Extent
+from tar_like.plan import Plan
+from tar_like.plan.questions import Questions, check_answers
+from tar_like.proxy import room
 from tar_like.proxy.doubt import distrust
+from tar_like.proxy.kept import bytes_of_twins
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
+from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
@@ -91,24 +92,36 @@ class Transfer:
         """The rules that were negotiated last."""
         return Rules.read(self.path)
 
-    def negotiate(self, block_size: int, rules: Rules | None = None) -> Status:
+    def negotiate(
+        self,
+        block_size: int,
+        rules: Rules | None = None,
+        *,
+        ask: bool = False,
+        checksum: bool = False,
+    ) -> Status:
         """Make the plan, or keep the one that is there (with its own block size). Idempotent.
 
-        Other rules than before take their place. Raises UsageError, Conflict when a commit by
-        other rules is running, NoSpace, OSError.
+        There may be questions instead, if the sender can be asked: the status is ``open`` then.
+        Raises UsageError, NoSpace, OSError, and what ``state`` raises.
         """
-        rules = (rules or Rules()).checked().canonical
-        make_filter(rules.regexes, rules.patterns)  # can they be?
-        if block_size % PAGE or not PAGE <= block_size <= MAX_BLOCK_SIZE:
-            raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
-        with self._in_use():
-            if rules != self.rules:
-                self._change_rules(rules)
-            if not os.path.exists(self.plan_path):
-                self._make_plan(block_size)
-            self._destination.mark(self.id)
-            self._check_room()
+        wish = Wish(block_size=block_size, ask=ask, checksum=checksum)
+        self.state(rules or Rules())
+        with Planning(self._destination, self.id) as planning:
+            planning.run(wish)
+        self.check_room()
         return self.status()
+
+    def state(self, rules: Rules) -> None:
+        """These rules hold from now on.
+
+        Raises UsageError, Conflict when a commit by other rules is running, OSError.
+        """
+        rules = rules.checked().canonical
+        make_filter(rules.regexes, rules.patterns)  # can they be?
+        if rules != self.rules:
+            with self._in_use():
+                self._change_rules(rules)
 
     def _change_rules(self, rules: Rules) -> None:
         try:
@@ -125,52 +138,66 @@ class Transfer:
                 "wait until that has ended."
             ) from None
 
-    def _make_plan(self, block_size: int) -> None:
-        folder = self._destination.temporary()
-        temporary = os.path.join(folder, "plan.db")
-        kept = os.path.join(folder, "kept.db")
-        adopted = os.path.join(folder, adopt.NAME)
-        try:
-            known = os.path.exists(self._destination.ledger)
-            donors = self._destination.donors(self.id)
-            if not known and not donors and build_whole_plan(self._index, temporary, block_size):
-                ledger.write_kept(kept)
-            else:
-                lacking = ledger.compare(
-                    self._index, self._destination.ledger, self._destination.root, kept
-                )
-                if donors:
-                    lacking = adopt.adopt(self._index, lacking, donors, adopted)
-                build_plan(self._index, lacking, temporary, block_size)
-            if donors and not self._fits(temporary):
-                self._destination.discard(self._destination.donors_folder(self.id))
-                self._make_plan(block_size)
-                return
-            publish = self._destination.durability.publish
-            publish(kept, os.path.join(self.path, "kept.db"))
-            if donors:
-                publish(adopted, os.path.join(self.path, adopt.NAME))
-            publish(temporary, self.plan_path)
-        finally:
-            self._destination.discard(folder)
+    def check_room(self) -> None:
+        """Refuse what cannot fit before it is sent; all is staged once it is verified.
 
-    def _fits(self, plan_path: str) -> bool:
-        """Whether there is room for a new plan, beside what donors hold."""
-        plan = Plan(plan_path, self.index_path)
-        try:
-            room.check(self.path, plan, plan.block_count)
-        except NoSpace:
-            return False
-        finally:
-            plan.close()
-        return True
 
-    def _check_room(self) -> None:
-        """Refuse what cannot fit before it is sent; all is staged once it is verified."""
-        if not self.verified:
-            plan = self.plan()
-            self._receipts.refresh()
-            room.check(self.path, plan, plan.block_count - self._receipts.received)
+        Raises NoSpace.
+        """
+        with self._in_use(shared=True):
+            self._destination.mark(self.id)
+            if os.path.exists(self.plan_path) and not self.verified:
+                plan = self.plan()
+                self._receipts.refresh()
+                copies = bytes_of_twins(self.path)
+                room.check(self.path, plan, plan.block_count - self._receipts.received, copies)
+
+    def easy(self, wish: Wish) -> bool:
+        """Whether negotiating takes no time worth speaking of."""
+        if os.path.exists(self.plan_path):
+            return True
+        with Planning(self._destination, self.id) as planning:
+            return planning.easy(wish)
+
+    @property
+    def open_questions(self) -> int:
+        """How many questions are waiting for answers."""
+        return 0 if os.path.exists(self.plan_path) else questions_open(self.path)
+
+    @property
+    def questions_path(self) -> str:
+        """The questions. Raises NotFound when there are none."""
+        path = os.path.join(self.path, "questions.db")
+        if not os.path.exists(path):
+            raise NotFound("There are no questions.")
+        return path
+
+    @property
+    def longest_answer(self) -> int:
+        """Bytes that answers cannot exceed. Raises NotFound when there are no questions."""
+        with self._questions() as questions:
+            return questions.longest_answer(self._index)
+
+    @contextlib.contextmanager
+    def _questions(self) -> Iterator[Questions]:
+        questions = Questions(self.questions_path, self.id)
+        try:
+            with self._lock:
+                yield questions
+        finally:
+            questions.close()
+
+    def answer(self, path: str) -> None:
+        """Take up answers that were written to a file. Idempotent: the first ones stay.
+
+        Raises AnswersInvalid, OSError.
+        """
+        with self._questions() as questions:
+            check_answers(path, questions, self._index)
+        final = os.path.join(self.path, "answers.db")
+        with held(os.path.join(self.path, "answers.lock")):
+            if not os.path.exists(final):
+                self._destination.durability.publish(path, final)
 
     def plan(self) -> Plan:
         """The plan. Raises NotFound before it was negotiated."""
@@ -187,7 +214,13 @@ class Transfer:
         if not os.path.exists(self.plan_path):
             if not self.alive:
                 raise NotFound("The transfer has just been completed.")
-            return Status(id=self.id, state=OPEN, entries=self._index.entry_count)
+            return Status(
+                id=self.id,
+                state=OPEN,
+                entries=self._index.entry_count,
+                questions=self.open_questions,
+                rules=self.rules.to_json(),
+            )
         plan = self.plan()
         self._receipts.refresh()
         return Status(

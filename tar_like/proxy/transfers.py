@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Protocol
 
-from tar_like.errors import CommitFailed, Conflict, NoSpace, NotFound, TarLikeError
-from tar_like.proxy.commit import read_outcome
+from tar_like.errors import Conflict, NotFound, TarLikeError
+from tar_like.proxy import commit
 from tar_like.proxy.place import Destination
+from tar_like.proxy.planning import Wish, read_outcome
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
-from tar_like.wire import Status, bitmap
+from tar_like.wire import OPEN, Status, bitmap
 
-COMMIT_WAIT = 10.0
-"""Seconds that a request for a commit waits before it answers that it is under way."""
+WAIT = 10.0
+"""Seconds that a request for a plan or a commit waits before it answers that it is under way."""
 COMMIT_START = 15.0
 """Seconds after which a commit that left no trace is asked for again."""
 POLL = 0.01
 
-CommitStarter = Callable[[str, str], None]
-"""Given a transfer's id and a token: have a process run the commit."""
+
+class Starter(Protocol):
+    """Has work done by a process of its own, which leaves in files how it ended."""
+
+    def commit(self, transfer_id: str, token: str) -> None:
+        """Commit a transfer."""
+
+    def plan(self, transfer_id: str, token: str, wish: str) -> None:
+        """Plan a transfer; the wish is planning.Wish as JSON."""
 
 
 class Transfers:
     """Transfers by id. Thread-safe."""
 
-    def __init__(self, destination: Destination, start_commit: CommitStarter) -> None:
+    def __init__(self, destination: Destination, starter: Starter) -> None:
         self.destination = destination
-        self._start_commit = start_commit
+        self._starter = starter
         self._lock = threading.Lock()
         self._open: dict[str, Transfer] = {}
 
@@ -83,6 +92,36 @@ class Transfers:
                 continue  # gone meanwhile, or not readable: its own page says why
         return found
 
+    def negotiate(self, transfer_id: str, wish: Wish, rules: Rules) -> Status:
+        """Have a transfer planned, and these rules hold; waits a while. Idempotent.
+
+        The status is ``open`` while there is no plan: it is being made, or there are questions.
+        Raises what went wrong.
+        """
+        transfer = self.get(transfer_id)
+        if transfer.easy(wish):
+            return transfer.negotiate(wish.block_size, rules, ask=wish.ask, checksum=wish.checksum)
+        transfer.state(rules)
+        deadline = time.monotonic() + WAIT
+        token = secrets.token_hex(8)
+        started = False
+        while True:
+            status = transfer.status()
+            if status.state != OPEN:
+                transfer.check_room()
+                return status
+            if status.questions and wish.ask:
+                return status
+            outcome = read_outcome(transfer.path, token)
+            if outcome is not None:
+                raise outcome.as_error()
+            if not started:
+                self._starter.plan(transfer_id, token, json.dumps(asdict(wish)))
+                started = True
+            if time.monotonic() > deadline:
+                return status
+            time.sleep(POLL)
+
     def commit(self, transfer_id: str, rules: Rules | None = None) -> Status:
         """Have the transfer committed; waits a while. Idempotent.
 
@@ -90,7 +129,7 @@ class Transfers:
         The status says how far it got: ``complete``, still ``committing``, or, with blocks
         revoked, ``receiving``. Raises Conflict when blocks are missing, and what went wrong.
         """
-        deadline = time.monotonic() + COMMIT_WAIT
+        deadline = time.monotonic() + WAIT
         token = ""
         asked = 0.0
         while True:
@@ -98,16 +137,16 @@ class Transfers:
             _check_rules(status, rules)
             if status.state == "complete":
                 return status
-            outcome = read_outcome(self.destination.transfer(transfer_id)) if token else None
+            outcome = commit.read_outcome(self.destination.transfer(transfer_id)) if token else None
             if outcome is not None and outcome.token == token:
                 if outcome.error:
-                    raise _as_error(outcome.error, outcome.http_status)
+                    raise outcome.as_error()
                 return _revoked(status, outcome.revoked)
             if status.state == "open" or status.received < status.blocks:
                 raise Conflict(f"{status.blocks - status.received} blocks are missing: send them.")
             if status.state != "committing" and time.monotonic() - asked > COMMIT_START:
                 token, asked = secrets.token_hex(8), time.monotonic()
-                self._start_commit(transfer_id, token)
+                self._starter.commit(transfer_id, token)
             if time.monotonic() > deadline:
                 return status
             time.sleep(POLL)
@@ -136,11 +175,6 @@ class Transfers:
 def _check_rules(status: Status, rules: Rules | None) -> None:
     if rules is not None and status.state != "open" and status.rules != rules.to_json():
         raise Conflict("Another run of this transfer has stated other options: run this one again.")
-
-
-def _as_error(text: str, http_status: int) -> TarLikeError:
-    kinds = {kind.http_status: kind for kind in (Conflict, NoSpace)}
-    return kinds.get(http_status, CommitFailed)(text)
 
 
 def _revoked(status: Status, count: int) -> Status:

@@ -15,12 +15,15 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tar_like import digest
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent
 from tar_like.plan import Plan
 from tar_like.proxy import durable
+from tar_like.proxy.assemble import copy_range
+from tar_like.proxy.kept import Kept
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
@@ -36,6 +39,15 @@ class Unit:
 
     start: int
     stop: int
+
+
+class Twin(NamedTuple):
+    """A file whose bytes are staged already: its own, or those of another that it is to have."""
+
+    entry_id: int
+    first: int
+    """The entry under whose number they are staged."""
+    digest: bytes
 
 
 @dataclass(slots=True)
@@ -79,6 +91,7 @@ class Verifier:
         self._has_xattrs = bool(self._index.xattr_names)
         self._metadata = Metadata(self._index.xattr_names)
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        self._kept = Kept(os.path.join(path, "kept.db"))
         self._buffer = memoryview(bytearray(self._plan.block_size))
 
     def __call__(self, unit: Unit) -> UnitResult:
@@ -87,14 +100,61 @@ class Verifier:
         omitted, read = self._omitted, self._read
         for entry, extents in self._plan.files_between(unit.start, unit.stop):
             file_digest = read(entry, extents, judge)
+            wanted = self._kept.assembled(entry.id) or entry.hash
             if entry.id in omitted:
                 continue
-            if entry.hash and entry.hash != file_digest:
+            if wanted and wanted != file_digest:
                 result.changed.append(entry.id)
             else:
                 result.verified.append((entry.id, file_digest))
         judge.finish()
         return result
+
+    def copies(self, twins: list[Twin]) -> UnitResult:
+        """Files without extents of their own: give them their bytes and their metadata.
+
+        A whole file was proven when it was staged, and synced; a copy is proven now.
+        """
+        result = UnitResult()
+        proven = self._kept.proven
+        for twin in twins:
+            entry = self._index.entry(twin.entry_id)
+            try:
+                fd = self._own_copy(entry, twin.first)
+            except FileNotFoundError:
+                result.changed.append(entry.id)
+                continue
+            try:
+                own = twin.first == entry.id and proven
+                if not own and self._hash_staged(fd, entry) != twin.digest:
+                    result.changed.append(entry.id)
+                    continue
+                xattrs = self._index.xattrs(entry.id) if self._has_xattrs else ()
+                self._metadata.apply(fd, entry, os.fstat(fd), xattrs)
+            finally:
+                os.close(fd)
+            result.verified.append((entry.id, twin.digest))
+        return result
+
+    def _own_copy(self, entry: Entry, first: int) -> int:
+        """A staged file, which gets the bytes of another one. Raises FileNotFoundError."""
+        if first != entry.id:
+            source = self._staging.reopen(first)
+            try:
+                self._staging.remove(entry.id)
+                target = self._staging.create(entry.id)
+                try:
+                    copy_range(source, 0, target, 0, entry.size)
+                finally:
+                    os.close(target)
+            finally:
+                os.close(source)
+        return self._staging.reopen(entry.id)
+
+    def _hash_staged(self, fd: int, entry: Entry) -> bytes:
+        hasher = digest.hasher(self._algorithm)
+        self._hash_local(fd, hasher, 0, entry.size)
+        return hasher.digest()
 
     def _read(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
         """Hash a staged file, once a byte where it can be; give it its metadata."""
@@ -135,9 +195,12 @@ class Verifier:
     ) -> bytes:
         """The file's digest, holes included, and those of its pieces."""
         hasher = digest.hasher(self._algorithm)
+        # What was not sent is a hole, or was staged from local content: the digest tells.
+        local = self._kept.assembled(entry.id) is not None
+        hash_gap = self._hash_local if local else self._hash_hole
         position = 0
         for extent in extents:
-            self._hash_hole(fd, hasher, position, extent.start)
+            hash_gap(fd, hasher, position, extent.start)
             for piece in judge.cut(extent):
                 try:
                     view = self._pread(fd, piece.start, piece.stop)
@@ -147,8 +210,13 @@ class Verifier:
                 judge.piece(piece, digest.of_piece(view))
                 hasher.update(view)
             position = extent.stop
-        self._hash_hole(fd, hasher, position, entry.size)
+        hash_gap(fd, hasher, position, entry.size)
         return hasher.digest()
+
+    def _hash_local(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
+        """Bytes that were put there from the destination's own content."""
+        for step in range(start, stop, len(self._buffer)):
+            hasher.update(self._pread(fd, step, min(step + len(self._buffer), stop)))
 
     def _hash_hole(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
         """Bytes that were never sent must be zeros: what is not a hole there is made so."""

@@ -132,23 +132,43 @@ class Client:
 
     def offer(self, transfer_id: str, index_path: str) -> Status:
         """Send the index. Raises TarLikeError when the receiver refuses it."""
+        return self._put_file(transfer_id, "/db", index_path)
+
+    def answer(self, transfer_id: str, path: str) -> Status:
+        """Send answers to the receiver's questions."""
+        return self._put_file(transfer_id, "/answers", path)
+
+    def _put_file(self, transfer_id: str, what: str, path: str) -> Status:
         with tempfile.TemporaryFile() as file:
-            for piece in deflate_file(index_path):
+            for piece in deflate_file(path):
                 file.write(piece)
 
             def send() -> Status:
                 file.seek(0)
-                return self._status_once("PUT", transfer_id, "/db", data=file)
+                return self._status_once("PUT", transfer_id, what, data=file)
 
             return self._retry(send)
 
-    def negotiate(self, transfer_id: str, block_size: int, rules: Rules) -> Status:
-        """Have the plan made, and these rules hold."""
-        wanted = {"block_size": block_size, "rules": rules.to_json()}
+    def negotiate(
+        self,
+        transfer_id: str,
+        block_size: int,
+        rules: Rules | None = None,
+        *,
+        ask: bool = False,
+        checksum: bool = False,
+    ) -> Status:
+        """Have the plan made, and these rules hold; with questions before (``ask``), if any."""
+        wanted = {
+            "block_size": block_size,
+            "rules": (rules or Rules()).to_json(),
+            "ask": ask,
+            "checksum": checksum,
+        }
         return self._status("POST", transfer_id, "/plan", json=wanted)
 
     def fetch(self, transfer_id: str, what: str, path: str) -> None:
-        """Get the ``plan`` or the ``db`` into a new file."""
+        """Get the ``plan``, the ``questions`` or the ``db`` into a new file."""
 
         def get() -> None:
             with open(path, "wb") as file:

@@ -54,6 +54,8 @@ class UploadOptions:
     """Folder where the limit of local processes is found, to be changed."""
     rules: Rules = field(default_factory=Rules)
     """What may be done with names that are at the destination already."""
+    checksum: bool = False
+    """Have the receiver believe no fingerprint: it reads every file that may be kept."""
     s3: S3Settings | None = None
     """How to reach a bucket; without it, as the settings of the sending host say."""
 

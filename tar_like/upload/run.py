@@ -1,6 +1,7 @@
 """One upload from offer to commit.
 
-    offer > negotiate > rounds of (missing blocks > dispatcher) > commit > report
+    offer > negotiate (questions > answers > plan) > rounds of (missing blocks > dispatcher)
+    > commit > report
 
 The receiver says what is missing, before each round; so a run picks up where any other ended.
 """
@@ -17,13 +18,15 @@ from tar_like.codec import REASONS
 from tar_like.errors import Interrupted, NotFound, TarLikeError, UsageError, shown
 from tar_like.index import Index
 from tar_like.plan import Plan
+from tar_like.plan.questions import Questions
 from tar_like.source import Recognizes, open_source
+from tar_like.upload.answer import Answering
 from tar_like.upload.client import Client
 from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOptions
 from tar_like.upload.local import LocalDispatcher
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
-from tar_like.wire import COMMITTING, COMPLETE, Failure, Status, bits_missing
+from tar_like.wire import COMMITTING, COMPLETE, OPEN, Failure, Status, bits_missing
 
 ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
@@ -87,7 +90,7 @@ class Upload:
             self._note_unreadable(index)
             client = options.client(0)
             try:
-                status = self._negotiate(client, index)
+                status = self._negotiate(client, index, folder)
                 self._rounds(client, status, folder)
             except Interrupted:
                 self.summary.interrupted = True
@@ -101,17 +104,22 @@ class Upload:
             if row.kind != "special":
                 self.summary.failures.append(Failure(shown(row.path), row.detail, source=True))
 
-    def _negotiate(self, client: Client, index: Index) -> Status:
+    def _negotiate(self, client: Client, index: Index, folder: str) -> Status:
         status = client.status(index.id)
         if status is None or status.state == COMPLETE:
             status = client.offer(index.id, index.path)
         else:
             self._resumed = status.received > 0
         try:
-            status = client.negotiate(index.id, self._options.block_size, self._options.rules)
+            status = self._ask_for_plan(client, index)
         except NotFound:  # another run has completed it just now
             client.offer(index.id, index.path)
-            status = client.negotiate(index.id, self._options.block_size, self._options.rules)
+            status = self._ask_for_plan(client, index)
+        while status.state == OPEN:
+            self._raise_if_stopped()
+            if status.questions:
+                self._answer(client, index, folder, status.questions)
+            status = self._ask_for_plan(client, index)
         if status.rules != self._options.rules.to_json():
             raise UsageError("The receiver is too old for what the options ask of it.")
         if status.block_size != self._options.block_size and status.blocks:
@@ -121,6 +129,30 @@ class Upload:
             )
         self.summary.blocks_total = status.blocks
         return status
+
+    def _ask_for_plan(self, client: Client, index: Index) -> Status:
+        options = self._options
+        return client.negotiate(
+            index.id, options.block_size, options.rules, ask=True, checksum=options.checksum
+        )
+
+    def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:
+        """Say what the receiver wants to know of files that it may have in part."""
+        self._progress.say(f"Reading {count} files of which the receiver may have something.")
+        asked, said = os.path.join(folder, "questions.db"), os.path.join(folder, "answers.db")
+        client.fetch(index.id, "questions", asked)
+        questions = Questions(asked, index.id)
+        source = open_source(self._options.source, self._options.s3)
+        try:
+            Answering(
+                questions, index, source,
+                jobs=self._options.processes, stopped=lambda: self._stopped,
+            ).write(said)  # fmt: skip
+        finally:
+            source.close()
+            questions.close()
+        client.answer(index.id, said)
+        os.unlink(said)
 
     def _rounds(self, client: Client, status: Status, folder: str) -> None:
         """Send what is missing and commit, until it is complete or cannot go on."""

@@ -358,6 +358,8 @@ def test_the_command_makes_keys_and_tokens(work: Path) -> None:
         (("GET", f"/tar/{ID}/db"), (READ, ID)),
         (("PUT", f"/tar/{ID}/db"), (OFFER, ID)),
         (("PUT", f"/tar/{ID}/4096/0"), (SEND, ID)),
+        (("PUT", f"/tar/{ID}/answers"), (OFFER, ID)),
+        (("GET", f"/tar/{ID}/questions"), (READ, ID)),
         (("POST", f"/tar/{ID}/commit"), (COMMIT, ID)),
         (("POST", f"/tar/{ID}/plan"), (OFFER, ID)),
         (("GET", "/tar"), (READ, "")),

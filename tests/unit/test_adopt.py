@@ -191,10 +191,10 @@ def test_without_room_for_both_everything_is_sent(
     supersede(old, dest)
     check = room.check
 
-    def narrow(folder: str, plan: Plan, missing: int) -> None:
+    def narrow(folder: str, plan: Plan, missing: int, copies: int = 0) -> None:
         if list((dest / ".tar_like/donors").glob("*/*")):
             raise NoSpace("full")
-        check(folder, plan, missing)
+        check(folder, plan, missing, copies)
 
     monkeypatch.setattr(room, "check", narrow)
     job = Job(source, dest)

@@ -1,0 +1,201 @@
+"""Questions: what the receiver wants to know of files before it makes the plan.
+
+    receiver: candidates for the content of a file > a question > questions.db
+    sender:   reads the file > its digest, and its chunks where they are asked for > answers.db
+
+A question concerns a file that the receiver may hold already, under this name or another, whole
+or in part. The sender may leave any unanswered: what is not known is sent.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from tar_like import chunks, digest
+from tar_like.database import Damaged, connect_readonly, damage, scratch
+from tar_like.errors import AnswersInvalid, IndexInvalid
+from tar_like.index import Index
+from tar_like.plan.segments import Segments
+
+QUESTIONS_ID = 0x544C5154  # "TLQT"
+ANSWERS_ID = 0x544C414E  # "TLAN"
+VERSION = 1
+META = """CREATE TABLE meta (
+  key TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID"""
+QUESTION = """CREATE TABLE question (
+  entry_id INTEGER PRIMARY KEY,
+  average INTEGER NOT NULL
+)"""
+ANSWER = """CREATE TABLE answer (
+  entry_id INTEGER PRIMARY KEY,
+  digest BLOB NOT NULL,
+  chunks BLOB NOT NULL
+)"""
+
+
+class Question(NamedTuple):
+    """A file whose digest is wanted; also its chunks, of this average size, if that is not 0."""
+
+    entry_id: int
+    average: int
+
+
+class Answer(NamedTuple):
+    """What the sender says of a file."""
+
+    entry_id: int
+    digest: bytes
+    """By the algorithm of the questions; empty where the file could not be read."""
+    chunks: bytes
+    """Records of ``tar_like.chunks``; empty where they were not asked for."""
+
+
+def write_questions(path: str, index_id: str, algorithm: str, rows: Iterable[Question]) -> int:
+    """Write questions to a new file; returns how many there are."""
+    db = _create(path, QUESTIONS_ID, QUESTION)
+    try:
+        db.executemany("INSERT INTO question VALUES (?, ?)", rows)
+        count = int(db.execute("SELECT count(*) FROM question").fetchone()[0])
+        meta = {"index": index_id, "algorithm": algorithm, "count": str(count)}
+        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        db.execute("COMMIT")
+    finally:
+        db.close()
+    return count
+
+
+def write_answers(path: str, index_id: str, rows: Iterable[Answer]) -> None:
+    """Write answers to a new file."""
+    db = _create(path, ANSWERS_ID, ANSWER)
+    try:
+        db.executemany("INSERT INTO answer VALUES (?, ?, ?)", rows)
+        db.execute("INSERT INTO meta VALUES ('index', ?)", (index_id,))
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def _create(path: str, application_id: int, table: str) -> sqlite3.Connection:
+    db = scratch(path)
+    db.execute(f"PRAGMA application_id={application_id}")
+    db.execute(f"PRAGMA user_version={VERSION}")
+    db.execute(META)
+    db.execute(table)
+    return db
+
+
+class Questions:
+    """Questions about the files of an index, read-only."""
+
+    def __init__(self, path: str, index_id: str) -> None:
+        """Raises IndexInvalid for a file that holds none, or of another index."""
+        try:
+            self._db = _open(path, QUESTIONS_ID, QUESTION)
+            meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        except (*Damaged, ValueError) as error:
+            text = f"The receiver's questions cannot be read ({damage(error)})."
+            raise IndexInvalid(text) from None
+        if meta.get("index") != index_id:
+            raise IndexInvalid("The receiver's questions belong to another index.")
+        self.algorithm = digest.checked(str(meta.get("algorithm")))
+        self.count = int(meta.get("count", "0"))
+
+    def __iter__(self) -> Iterator[Question]:
+        """The questions, by entry."""
+        rows = self._db.execute("SELECT entry_id, average FROM question ORDER BY entry_id")
+        return map(Question._make, rows)
+
+    def find(self, entry_id: int) -> Question | None:
+        """The question about one entry."""
+        row = self._db.execute(
+            "SELECT entry_id, average FROM question WHERE entry_id = ?", (entry_id,)
+        ).fetchone()
+        return None if row is None else Question._make(row)
+
+    def longest_answer(self, index: Index) -> int:
+        """Bytes that a file of answers cannot exceed."""
+        room = 1 << 20
+        segments = Segments(index)
+        for entry_id, average in self:
+            room += 256
+            if average:
+                entry = index.entry(entry_id)
+                ranges = len(segments.of(entry))
+                room += 2 * chunks.RECORD * chunks.most_records(entry.size, ranges, average)
+        return room
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class Answers:
+    """Answers, read-only."""
+
+    def __init__(self, path: str) -> None:
+        self._db = _open(path, ANSWERS_ID, ANSWER)
+
+    def find(self, entry_id: int) -> Answer | None:
+        """What the sender said of one entry."""
+        row = self._db.execute(
+            "SELECT entry_id, digest, chunks FROM answer WHERE entry_id = ?", (entry_id,)
+        ).fetchone()
+        return None if row is None else Answer._make(row)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def check_answers(path: str, questions: Questions, index: Index) -> None:
+    """Check a file of answers that somebody sent. Raises AnswersInvalid."""
+    try:
+        db = _open(path, ANSWERS_ID, ANSWER)
+        try:
+            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise AnswersInvalid("The answers are damaged.")
+            if db.execute("SELECT value FROM meta WHERE key = 'index'").fetchone() != (index.id,):
+                raise AnswersInvalid("The answers belong to another index.")
+            size = digest.SIZES[questions.algorithm]
+            segments = Segments(index)
+            rows = db.execute("SELECT entry_id, digest, chunks FROM answer ORDER BY entry_id")
+            for row in map(Answer._make, rows):
+                _check_answer(row, questions, index, segments, size)
+        finally:
+            db.close()
+    except (*Damaged, ValueError) as error:
+        raise AnswersInvalid(f"The answers cannot be read ({damage(error)}).") from None
+
+
+def _check_answer(
+    row: Answer, questions: Questions, index: Index, segments: Segments, size: int
+) -> None:
+    question = questions.find(row.entry_id)
+    if question is None:
+        raise AnswersInvalid(f"Nobody asked about entry {row.entry_id}.")
+    if type(row.digest) is not bytes or type(row.chunks) is not bytes:
+        raise AnswersInvalid("An answer has a value of a wrong type.")
+    if len(row.digest) not in (0, size) or (row.chunks and not (question.average and row.digest)):
+        raise AnswersInvalid(f"The answer about entry {row.entry_id} is none to the question.")
+    ranges = segments.of(index.entry(row.entry_id))
+    if row.chunks and not chunks.fits(row.chunks, ranges, question.average):
+        raise AnswersInvalid(f"The chunks of entry {row.entry_id} do not cover its file.")
+
+
+def _open(path: str, application_id: int, table: str) -> sqlite3.Connection:
+    """Raises sqlite3.Error, ValueError when it is no such file."""
+    db = connect_readonly(path)
+    try:
+        found = {row[0] for row in db.execute("SELECT sql FROM sqlite_schema")} - {None}
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if (application, version) != (application_id, VERSION) or found != {META, table}:
+            raise ValueError("it has other tables than such a file has")
+    except BaseException:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,324 @@
+"""Assemble: get a file's content from what lies in the destination, instead of having it sent.
+
+    what lies at its path already > it is kept
+    the same content elsewhere    > copied into staging (shared, where the filesystem can)
+    an older version at its path  > the chunks that both have, copied; the others are sent
+
+Whatever is used is proven by reading it: a whole file by its digest, a chunk by its own. What does
+not hold is sent. Nothing but staging is ever written to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tar_like import chunks, digest
+from tar_like.chunks import Chunk
+from tar_like.dirfd import Walker
+from tar_like.index import Index
+from tar_like.layout import PAGE, Entry, round_up
+from tar_like.plan.questions import Answer, Answers, Questions
+from tar_like.plan.segments import Segments
+from tar_like.proxy.chunkcache import ChunkCache, name_of_file
+from tar_like.proxy.durable import write_all
+from tar_like.proxy.ledger import Landed, Row
+from tar_like.proxy.place import Destination
+from tar_like.proxy.staging import Staging, mapped
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_STEP = 8 << 20
+Ranges = list[tuple[int, int]]
+
+
+class Task(NamedTuple):
+    """A lacking file, and where its content may be."""
+
+    entry_id: int
+    size: int
+    at_size: int
+    """Size of the file that lies at its path now; -1 for none."""
+    basis: Row | None
+    """What the ledger knows of that file."""
+    sources: tuple[Row, ...]
+    """Files of the ledger that have the same digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """What of a file need not be sent."""
+
+    entry_id: int
+    digest: bytes
+    kept: Landed | None = None
+    """It is in its place."""
+    missing: tuple[tuple[int, int], ...] | None = None
+    """It is staged but for these ranges, in order, of whole pages; None when it is kept."""
+
+
+class Assembler:
+    """Assembles files of one transfer. One a process."""
+
+    def __init__(self, destination: Destination, path: str) -> None:
+        """``path`` is the transfer's folder."""
+        self._index = Index(os.path.join(path, "index.db"))
+        self._staging = Staging(os.path.join(path, "stage"))
+        self._walker = Walker(destination.root)
+        self._cache = ChunkCache(destination.chunks)
+        self._algorithm = self._index.digest
+        self._questions, self._answers = _conversation(path, self._index.id)
+        self._buffer = memoryview(bytearray(_STEP))
+
+    def close(self) -> None:
+        """Close every file."""
+        for one in (self._index, self._staging, self._walker, self._questions, self._answers):
+            if one is not None:
+                one.close()
+
+    def prepare(self, task: Task) -> None:
+        """Have the chunks of an older version at hand, while the sender makes those of the new."""
+        question = self._questions.find(task.entry_id) if self._questions else None
+        if question is not None and question.average:
+            fd = self._open(self._index.entry(task.entry_id).path)
+            if fd is not None:
+                try:
+                    self._chunks_of(fd, task.basis, question.average)
+                finally:
+                    os.close(fd)
+
+    def __call__(self, task: Task) -> Provided | None:
+        """What can be had of a file here; None for nothing. Raises OSError, NoSpace."""
+        entry = self._index.entry(task.entry_id)
+        answer = self._answers.find(entry.id) if self._answers else None
+        wanted = entry.hash or (answer.digest if answer else b"")
+        if not wanted:
+            return None
+        if task.at_size == entry.size:
+            kept = self._keep(entry, wanted)
+            if kept is not None:
+                return Provided(entry_id=entry.id, digest=wanted, kept=kept)
+        try:
+            if any(self._copy(entry, row, wanted) for row in task.sources):
+                return Provided(entry_id=entry.id, digest=wanted, missing=())
+            if answer is not None and answer.chunks:
+                return self._patch(entry, task.basis, answer, wanted)
+        except OSError as error:
+            raise mapped(error) from None
+        return None
+
+    def _open(self, path: bytes) -> int | None:
+        try:
+            parent, name = self._walker.split(path)
+            return os.open(name, _READ, dir_fd=parent)
+        except OSError:
+            return None
+
+    def _keep(self, entry: Entry, wanted: bytes) -> Landed | None:
+        """The file at the entry's path, if it has the digest."""
+        fd = self._open(entry.path)
+        if fd is None:
+            return None
+        try:
+            before = os.fstat(fd)
+            if before.st_size != entry.size or self._digest(fd, entry.size) != wanted:
+                return None
+            after = os.fstat(fd)
+            if (after.st_ctime_ns, after.st_size) != (before.st_ctime_ns, before.st_size):
+                return None
+            return Landed(entry.id, wanted, after.st_ino, after.st_ctime_ns)
+        finally:
+            os.close(fd)
+
+    def _copy(self, entry: Entry, row: Row, wanted: bytes) -> bool:
+        """Stage a copy of a known file; whether it is what it should be."""
+        source = self._open(row.path)
+        if source is None:
+            return False
+        try:
+            if not row.is_of(os.fstat(source)):
+                return False
+            staged = self._stage(entry)
+            try:
+                for start, stop in _data(source, entry.size):
+                    copy_range(source, start, staged, start, stop - start)
+                holds = self._digest(staged, entry.size) == wanted
+            finally:
+                os.close(staged)
+        finally:
+            os.close(source)
+        if not holds:
+            self._staging.remove(entry.id)
+        return holds
+
+    def _stage(self, entry: Entry) -> int:
+        """A new staged file of the right size, all holes."""
+        self._staging.remove(entry.id)
+        os.close(self._staging.create(entry.id))
+        fd = self._staging.reopen(entry.id)
+        os.ftruncate(fd, entry.size)
+        return fd
+
+    def _patch(
+        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes
+    ) -> Provided | None:
+        """Stage what a new version shares with the file at its path."""
+        question = self._questions.find(entry.id) if self._questions else None
+        old = self._open(entry.path)
+        if old is None or question is None:
+            return None
+        try:
+            known = {chunk.digest: chunk for chunk in self._chunks_of(old, basis, question.average)}
+            ranges = Segments(self._index).of(entry)
+            new = list(chunks.unpack(answer.chunks, ranges))
+            self._cache.write(wanted.hex(), question.average, new)
+            shared = [(chunk, known[chunk.digest]) for chunk in new if chunk.digest in known]
+            if not shared:
+                return None
+            staged = self._stage(entry)
+            try:
+                for run in _runs(shared):
+                    self._copy_run(old, staged, run)
+                holds = [chunk for chunk, _ in shared if self._holds(staged, chunk)]
+                missing = tuple(_missing(ranges, holds, entry.size))
+                if not missing and self._digest(staged, entry.size) != wanted:
+                    return None
+            finally:
+                os.close(staged)
+        finally:
+            os.close(old)
+        return Provided(entry_id=entry.id, digest=wanted, missing=missing)
+
+    @staticmethod
+    def _copy_run(old: int, staged: int, run: list[tuple[Chunk, Chunk]]) -> None:
+        new, known = run[0]
+        copy_range(old, known.start, staged, new.start, run[-1][0].stop - new.start)
+
+    def _holds(self, fd: int, chunk: Chunk) -> bool:
+        view = self._buffer[: chunk.stop - chunk.start]
+        return os.preadv(fd, [view], chunk.start) == len(view) and (
+            chunks.of_chunk(view) == chunk.digest
+        )
+
+    def _chunks_of(self, fd: int, row: Row | None, average: int) -> list[Chunk]:
+        """The chunks of a file in the destination, remembered if that can be."""
+        st = os.fstat(fd)
+        known = row is not None and row.is_of(st)
+        name = row.digest.hex() if row is not None and known else name_of_file(st)
+        found = self._cache.read(name, average)
+        if found is None:
+            ranges = list(_data(fd, st.st_size))
+            try:
+                measured = chunks.measure(
+                    lambda start, stop: self._read(fd, start, stop), ranges, st.st_size, average
+                )
+            except EOFError:
+                return []  # it is being changed
+            found = list(chunks.unpack(measured.chunks, ranges))
+            self._cache.write(name, average, found)
+        return found
+
+    def _digest(self, fd: int, size: int) -> bytes:
+        hasher = digest.hasher(self._algorithm)
+        position = 0
+        try:
+            for start, stop in _data(fd, size):
+                digest.add_zeros(hasher, start - position)
+                for step in range(start, stop, _STEP):
+                    hasher.update(self._read(fd, step, min(step + _STEP, stop)))
+                position = stop
+        except EOFError:
+            return b""
+        digest.add_zeros(hasher, size - position)
+        return hasher.digest()
+
+    def _read(self, fd: int, start: int, stop: int) -> memoryview:
+        """Bytes of a file. Raises EOFError when it is shorter."""
+        view = self._buffer[: stop - start]
+        got = 0
+        while got < len(view):
+            more = os.preadv(fd, [view[got:]], start + got)
+            if not more:
+                raise EOFError
+            got += more
+        return view
+
+
+def _conversation(path: str, index_id: str) -> tuple[Questions | None, Answers | None]:
+    asked, said = os.path.join(path, "questions.db"), os.path.join(path, "answers.db")
+    return (
+        Questions(asked, index_id) if os.path.exists(asked) else None,
+        Answers(said) if os.path.exists(said) else None,
+    )
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The ranges of a file that hold data."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        if start < position:
+            yield start, position
+
+
+def copy_range(source: int, start: int, target: int, offset: int, length: int) -> None:
+    """Copy bytes from file to file; the filesystem shares them where it can. Raises OSError."""
+    while length:
+        try:
+            done = os.copy_file_range(source, target, length, start, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            data = os.pread(source, min(length, _STEP), start)
+            write_all(target, data, offset)
+            done = len(data)
+        if not done:
+            return  # it has become shorter: the digest tells
+        start, offset, length = start + done, offset + done, length - done
+
+
+def _runs(shared: Iterable[tuple[Chunk, Chunk]]) -> Iterator[list[tuple[Chunk, Chunk]]]:
+    """Pairs of new and old chunks, together where both follow on each other."""
+    run: list[tuple[Chunk, Chunk]] = []
+    for new, old in shared:
+        if run and not (new.start == run[-1][0].stop and old.start == run[-1][1].stop):
+            yield run
+            run = []
+        run.append((new, old))
+    if run:
+        yield run
+
+
+def _missing(ranges: Ranges, present: Iterable[Chunk], size: int) -> Iterator[tuple[int, int]]:
+    """What is left of ranges, widened to pages: no page of a file is ever in two blocks."""
+    first = last = -1
+    for start, stop in _left(ranges, present):
+        start, stop = start // PAGE * PAGE, min(round_up(stop), size)
+        if start > last:
+            if first < last:
+                yield first, last
+            first = start
+        last = stop
+    if first < last:
+        yield first, last
+
+
+def _left(ranges: Ranges, present: Iterable[Chunk]) -> Iterator[tuple[int, int]]:
+    rest = iter(present)
+    chunk = next(rest, None)
+    for start, stop in ranges:
+        while chunk is not None and chunk.start < stop:
+            if chunk.start > start:
+                yield start, chunk.start
+            start = chunk.stop
+            chunk = next(rest, None)
+        if start < stop:
+            yield start, stop

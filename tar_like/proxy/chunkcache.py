@@ -1,0 +1,61 @@
+"""The chunks of files that lie in the destination, remembered.
+
+    DEST/.tar_like/chunks/NAME.AVERAGE     rows of start:u64 length:u32 digest:12 bytes
+
+The name is the digest of the file's content where that is known, else what tells the file from
+others now. What a list says is proven each time when it is used, so a wrong one costs time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+from collections.abc import Iterable
+
+from tar_like.chunks import Chunk
+
+_ROW = struct.Struct("<QI12s")
+
+
+class ChunkCache:
+    """Lists of chunks in a folder that is made when it is first needed."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def read(self, name: str, average: int) -> list[Chunk] | None:
+        """A list; None when it is not there or damaged."""
+        try:
+            with open(self._path(name, average), "rb") as file:
+                rows = _ROW.iter_unpack(file.read())
+                return [Chunk(start, start + length, found) for start, length, found in rows]
+        except (OSError, struct.error):
+            return None
+
+    def write(self, name: str, average: int, chunks: Iterable[Chunk]) -> None:
+        """Keep a list, if there is room for it."""
+        temporary = os.path.join(self._folder, f"{secrets.token_hex(8)}.tmp")
+        with contextlib.suppress(OSError):
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            with open(temporary, "wb") as file:
+                for start, stop, found in chunks:
+                    file.write(_ROW.pack(start, stop - start, found))
+            os.replace(temporary, self._path(name, average))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Remove all other lists."""
+        wanted = frozenset(names)
+        with contextlib.suppress(OSError):
+            for one in os.listdir(self._folder):
+                if one.partition(".")[0] not in wanted:
+                    os.unlink(os.path.join(self._folder, one))
+
+    def _path(self, name: str, average: int) -> str:
+        return os.path.join(self._folder, f"{name}.{average}")
+
+
+def name_of_file(st: os.stat_result) -> str:
+    """What tells a file whose content has no known digest from others."""
+    return f"at-{st.st_ino:x}-{st.st_size:x}-{st.st_ctime_ns:x}"

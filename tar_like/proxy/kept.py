@@ -1,0 +1,94 @@
+"""What of a transfer is not sent, since the destination has its bytes.
+
+kept.db = landed(entry_id, digest, ino, ctime)   in its place already
+        + assembled(entry_id, digest, whole)     staged, wholly or in part, from local content
+        + twin(entry_id, first)                  the same as an earlier file that is sent
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from tar_like.database import connect, scratch, uri
+from tar_like.proxy.durable import FULL, Durability, machine, may_be_lost
+from tar_like.proxy.ledger import LANDED
+
+_TABLES = (
+    LANDED,
+    """CREATE TABLE assembled (
+  entry_id INTEGER PRIMARY KEY,
+  digest BLOB NOT NULL,
+  whole INTEGER NOT NULL
+)""",
+    """CREATE TABLE twin (
+  entry_id INTEGER PRIMARY KEY,
+  first INTEGER NOT NULL,
+  digest BLOB NOT NULL
+)""",
+    "CREATE TABLE unsynced (machine BLOB NOT NULL)",
+)
+
+
+def create(path: str, durability: Durability = FULL) -> sqlite3.Connection:
+    """A new file to be filled, in a transaction that is open."""
+    db = scratch(path)
+    for table in _TABLES:
+        db.execute(table)
+    if not durability.lasts:
+        db.execute("INSERT INTO unsynced VALUES (?)", (machine(),))
+    return db
+
+
+def write_nothing(path: str) -> None:
+    """Say that everything is sent."""
+    db = create(path)
+    db.execute("COMMIT")
+    db.close()
+
+
+class Kept:
+    """A file of this kind, read-only."""
+
+    def __init__(self, path: str) -> None:
+        self._db = connect(path, "ro")
+        self._some = self._db.execute("SELECT 1 FROM assembled LIMIT 1").fetchone() is not None
+
+    @property
+    def proven(self) -> bool:
+        """Whether what was staged is still what was proven: no power cut may have undone it."""
+        row = self._db.execute("SELECT machine FROM unsynced").fetchone()
+        return row is None or not may_be_lost(bytes(row[0]), machine())
+
+    def assembled(self, entry_id: int) -> bytes | None:
+        """The digest that a file must have which is staged in part; None for another."""
+        if not self._some:
+            return None
+        row = self._db.execute(
+            "SELECT digest FROM assembled WHERE entry_id = ? AND NOT whole", (entry_id,)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def whole(self) -> Iterator[tuple[int, bytes]]:
+        """(entry id, digest) of files that are staged, proven and synced, by entry."""
+        return self._db.execute("SELECT entry_id, digest FROM assembled WHERE whole ORDER BY 1")
+
+    def twins(self) -> Iterator[tuple[int, int, bytes]]:
+        """(entry id, the entry whose bytes it has, digest), by entry."""
+        return self._db.execute("SELECT entry_id, first, digest FROM twin ORDER BY 1")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def bytes_of_twins(path: str) -> int:
+    """Bytes that the twins of a transfer (its folder) will take."""
+    db = connect(os.path.join(path, "kept.db"), "ro")
+    try:
+        db.execute("ATTACH ? AS idx", (uri(os.path.join(path, "index.db"), "ro"),))
+        query = "SELECT coalesce(sum(size), 0) FROM twin JOIN idx.entry ON id = entry_id"
+        return int(db.execute(query).fetchone()[0])
+    finally:
+        db.close()

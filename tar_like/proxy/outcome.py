@@ -1,0 +1,60 @@
+"""How work of a process of its own ended, where it did not end well."""
+
+from __future__ import annotations
+
+import sqlite3
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+
+from tar_like.errors import (
+    CommitFailed,
+    Conflict,
+    NoSpace,
+    TarLikeError,
+    cause,
+)
+from tar_like.proxy.staging import mapped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a commit or a planning ended that did not come to its end."""
+
+    token: str
+    """Which request this answers."""
+    revoked: int = 0
+    error: str = ""
+    http_status: int = 500
+
+    def as_error(self) -> TarLikeError:
+        """The error, for whoever asked for the work."""
+        kinds = {kind.http_status: kind for kind in (Conflict, NoSpace)}
+        return kinds.get(self.http_status, CommitFailed)(self.error)
+
+
+def attempt(work: Callable[[], Outcome | None]) -> Outcome | None:
+    """Do the work; what goes wrong becomes an outcome, without a token."""
+    try:
+        return work()
+    except TarLikeError as error:
+        return Outcome(token="", error=str(error), http_status=error.http_status)
+    except (OSError, sqlite3.Error) as error:
+        return _failed(error)
+    except BrokenExecutor:
+        text = "A process of the receiver was killed, for want of memory maybe: run it again."
+        return Outcome(token="", error=text)
+    except Exception as error:  # noqa: BLE001 the last resort of a process: say so, on both sides
+        traceback.print_exc()
+        text = f"The receiver failed unexpectedly ({type(error).__name__}): see its log."
+        return Outcome(token="", error=text)
+
+
+def _failed(error: OSError | sqlite3.Error) -> Outcome:
+    known = mapped(error)
+    if isinstance(known, TarLikeError):
+        return Outcome(token="", error=str(known), http_status=known.http_status)
+    if isinstance(error, OSError):
+        return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
+    return Outcome(token="", error=f"The destination's records cannot be written: {error}.")

@@ -1,0 +1,463 @@
+"""Planning: from an index to the plan of what must be sent.
+
+    survey > questions for the sender, if it can be asked (the old versions are read meanwhile)
+           > answers > assemble what is here (several processes) > sync > kept.db > plan.db
+
+Runs in a process of its own where the destination holds anything: files are read, and a serving
+process must go on answering. It can be killed anywhere and run again; what it has published stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+
+from tar_like.chunks import SMALLEST_FILE
+from tar_like.errors import NoSpace, UsageError
+from tar_like.index import Index
+from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
+from tar_like.plan import Plan, build_plan, build_whole_plan
+from tar_like.plan.questions import Answers, Questions, write_questions
+from tar_like.process import start_pool_worker
+from tar_like.proxy import adopt, kept, room, survey
+from tar_like.proxy.assemble import Assembler, Provided, Task
+from tar_like.proxy.doubt import distrust
+from tar_like.proxy.ledger import Ledger, Row
+from tar_like.proxy.outcome import Outcome, attempt
+from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
+
+BATCH_FILES, BATCH_BYTES = 512, 16 << 20
+"""What one process does in a row; what is no more than that is done without further processes."""
+SOURCES = 4
+"""Files with the wanted content that are tried, should the first have been touched."""
+LEAST_TWIN = PAGE
+"""Bytes from which a file is not sent a second time where its digest is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a sender asks for when it negotiates."""
+
+    block_size: int
+    ask: bool = False
+    """It can answer questions."""
+    checksum: bool = False
+    """Believe no fingerprint: read every file that may be kept."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for blocks that cannot be."""
+        if self.block_size % PAGE or not PAGE <= self.block_size <= MAX_BLOCK_SIZE:
+            raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
+
+
+def run_planning(
+    destination: Destination, transfer_id: str, token: str, wish: str, jobs: int
+) -> None:
+    """Plan a transfer; how it ended is in files."""
+    path = destination.transfer(transfer_id)
+    with contextlib.suppress(FileNotFoundError):  # complete meanwhile
+        with Planning(destination, transfer_id, jobs) as planning:
+            outcome = attempt(lambda: planning.run(Wish(**json.loads(wish))))
+        if outcome is not None:
+            write_outcome(path, token, outcome)
+
+
+def write_outcome(path: str, token: str, outcome: Outcome) -> None:
+    """Say why there is no plan, to whoever asked with this token."""
+    temporary = os.path.join(path, f"planning.{token}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(outcome) | {"token": token}, file)
+    os.replace(temporary, os.path.join(path, "planning.json"))
+
+
+def read_outcome(path: str, token: str) -> Outcome | None:
+    """Why planning failed that was asked for with this token; None when it did not, or not yet."""
+    try:
+        with open(os.path.join(path, "planning.json"), "rb") as file:
+            outcome = Outcome(**json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return outcome if outcome.token == token else None
+
+
+def questions_open(path: str) -> int:
+    """How many questions a transfer has that nobody has answered."""
+    asked = os.path.join(path, "questions.db")
+    if not os.path.exists(asked) or os.path.exists(os.path.join(path, "answers.db")):
+        return 0
+    with Index(os.path.join(path, "index.db")) as index:
+        questions = Questions(asked, index.id)
+        try:
+            return questions.count
+        finally:
+            questions.close()
+
+
+class Planning:
+    """The planning of one transfer."""
+
+    def __init__(self, destination: Destination, transfer_id: str, jobs: int = 1) -> None:
+        self._destination = destination
+        self._id = transfer_id
+        self._path = destination.transfer(transfer_id)
+        self._index = Index(self._file("index.db"))
+        self._jobs = jobs
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
+
+    def __enter__(self) -> Planning:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._path, name)
+
+    def easy(self, wish: Wish) -> bool:
+        """Whether everything is to be sent, so that there is nothing to read."""
+        known = os.path.exists(self._file("survey.db")) or os.path.exists(self._destination.ledger)
+        if known or self._destination.donors(self._id):
+            return False
+        with os.scandir(self._destination.root) as names:
+            if any(one.name != HOME for one in names):
+                return False
+        known = self._index.algorithm != "none"
+        return not ((wish.ask or known) and survey.twins_possible(self._index))
+
+    def run(self, wish: Wish) -> None:
+        """Make the plan or the questions, if they are not there. Idempotent.
+
+        Raises NoSpace, OSError, sqlite3.Error.
+        """
+        with held(self._file(PLAN_LOCK)), self._folder() as folder:
+            if os.path.exists(self._file("plan.db")):
+                return
+            if self.easy(wish):
+                self._plan_everything(folder, wish)
+                return
+            if not os.path.exists(self._file("survey.db")):
+                self._survey(folder, wish)
+            if not (wish.ask and self._waits_for_answers(folder)):
+                self._plan(folder, wish)
+
+    def _waits_for_answers(self, folder: str) -> bool:
+        if os.path.exists(self._file("answers.db")):
+            return False
+        return os.path.exists(self._file("questions.db")) or self._ask(folder)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[str]:
+        folder = self._destination.temporary()
+        try:
+            yield folder
+        finally:
+            self._destination.discard(folder)
+
+    def _plan_everything(self, folder: str, wish: Wish) -> None:
+        plan = os.path.join(folder, "plan.db")
+        if not build_whole_plan(self._index, plan, wish.block_size):
+            build_plan(self._index, self._index.of_kind(FILE), plan, wish.block_size)
+        temporary = os.path.join(folder, "kept.db")
+        kept.write_nothing(temporary)
+        self._publish(temporary, plan)
+
+    def _publish(self, kept_path: str, plan_path: str) -> None:
+        publish = self._destination.durability.publish
+        publish(kept_path, self._file("kept.db"))
+        publish(plan_path, self._file("plan.db"))
+
+    def _survey(self, folder: str, wish: Wish) -> None:
+        temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)
+        ledger = "" if wish.checksum else self._destination.ledger
+        donors = self._destination.donors(self._id)
+
+        def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
+            return adopt.adopt(self._index, lacking, donors, adopted) if donors else lacking
+
+        survey.write_survey(self._index, ledger, self._destination.root, temporary, sift)
+        publish = self._destination.durability.publish
+        if donors:
+            publish(adopted, self._file(adopt.NAME))
+        publish(temporary, self._file("survey.db"))
+
+    def _ask(self, folder: str) -> bool:
+        """Publish the questions, if there are any."""
+        temporary = os.path.join(folder, "questions.db")
+        algorithm = self._index.digest
+        rows = survey.questions(self._file("survey.db"), self._destination.ledger, algorithm)
+        if not write_questions(temporary, self._index.id, algorithm, rows):
+            return False
+        self._destination.durability.publish(temporary, self._file("questions.db"))
+        with _Pool(self._jobs, self._destination, self._path) as pool:
+            pool.prepare(self._tasks(known=False))
+        return True
+
+    def _plan(self, folder: str, wish: Wish) -> None:
+        """Assemble, then plan what is left."""
+        temporary, plan = os.path.join(folder, "kept.db"), os.path.join(folder, "plan.db")
+        db = kept.create(temporary, self._destination.durability)
+        try:
+            found = survey.Survey(self._file("survey.db"))
+            found.copy_kept(db)
+            sorter = _Sorter(db)
+            with _Pool(self._jobs, self._destination, self._path) as pool:
+                for provided in pool.assemble(self._tasks(known=True)):
+                    sorter.take(provided)
+            if sorter.staged:
+                self._sync()
+            lacking = sorter.left(self._entries(found), self._digest_of())
+            build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
+            found.close()
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        if self._destination.donors(self._id) and not self._fits(plan):
+            self._without_donors(folder, wish)
+            return
+        self._publish(temporary, plan)
+
+    def _fits(self, plan_path: str) -> bool:
+        """Whether there is room for a plan, beside what donors hold."""
+        plan = Plan(plan_path, self._index.path)
+        try:
+            room.check(self._path, plan, plan.block_count)
+        except NoSpace:
+            return False
+        finally:
+            plan.close()
+        return True
+
+    def _without_donors(self, folder: str, wish: Wish) -> None:
+        self._destination.discard(self._destination.donors_folder(self._id))
+        for name in ("survey.db", "questions.db", "answers.db", adopt.NAME):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file(name))
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        self._survey(folder, wish)
+        self._plan(folder, wish)
+
+    def _entries(self, found: survey.Survey) -> Iterator[Entry]:
+        return (self._index.entry(entry_id) for entry_id, _ in found.lacking())
+
+    def _tasks(self, *, known: bool) -> Iterator[Task]:
+        """Lacking files whose content may be here; ``known``: also those to be looked up."""
+        found = survey.Survey(self._file("survey.db"))
+        digest_of = self._digest_of()
+        by_digest: dict[bytes, tuple[Row, ...]] = {}
+        try:
+            by_path = self._bases()
+            if known:
+                by_digest = self._sources(map(digest_of, self._entries(found)))
+            for entry_id, at_size in found.lacking():
+                entry = self._index.entry(entry_id)
+                same = by_digest.get(digest_of(entry), ())
+                if at_size >= 0 or same:
+                    basis = by_path.get(entry.path)
+                    yield Task(entry_id, entry.size, at_size, basis, same)
+        finally:
+            found.close()
+
+    def _bases(self) -> dict[bytes, Row]:
+        """What the ledger knows of the older versions of files whose chunks are asked for."""
+        asked = self._file("questions.db")
+        if not os.path.exists(asked):
+            return {}
+        questions, ledger = Questions(asked, self._index.id), Ledger(self._destination.ledger)
+        try:
+            paths = (self._index.entry(one.entry_id).path for one in questions if one.average)
+            return {row.path: row for row in ledger.with_paths(paths)}
+        finally:
+            questions.close()
+            ledger.close()
+
+    def _sources(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Row, ...]]:
+        """The ledger's files that have one of these digests; a few of each."""
+        ledger = Ledger(self._destination.ledger)
+        found: dict[bytes, tuple[Row, ...]] = {}
+        try:
+            if ledger.algorithm == self._index.digest:
+                for row in ledger.with_digests(filter(None, digests)):
+                    found[row.digest] = (*found.get(row.digest, ()), row)[:SOURCES]
+        finally:
+            ledger.close()
+        return found
+
+    def _digest_of(self) -> Callable[[Entry], bytes]:
+        """What is known of files' digests: from the index, or from the answers."""
+        said = self._file("answers.db")
+        answers = Answers(said) if os.path.exists(said) else None
+
+        def find(entry: Entry) -> bytes:
+            if entry.hash or answers is None:
+                return entry.hash
+            answer = answers.find(entry.id)
+            return answer.digest if answer is not None else b""
+
+        return find
+
+    def _sync(self) -> None:
+        """Raises OSError; what others staged must be sent again then, too."""
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._destination.durability.filesystem(fd)
+        except OSError:
+            distrust(self._destination)
+            raise
+        finally:
+            os.close(fd)
+
+
+class _Sorter:
+    """Sorts lacking files into kept, assembled, twins of others, and those to be sent."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._missing: dict[int, list[tuple[int, int]]] = {}
+        self._done: set[int] = set()
+        self.staged = False
+        """Whether anything was put into staging."""
+
+    def take(self, found: Provided) -> None:
+        """A file that was found here, wholly or in part."""
+        if found.kept is not None:
+            self._db.execute("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", found.kept)
+            self._done.add(found.entry_id)
+            return
+        self.staged = True
+        whole = not found.missing
+        self._db.execute(
+            "INSERT INTO assembled VALUES (?, ?, ?)", (found.entry_id, found.digest, whole)
+        )
+        if whole:
+            self._done.add(found.entry_id)
+        elif found.missing is not None:
+            self._missing[found.entry_id] = list(found.missing)
+
+    def left(
+        self, lacking: Iterable[Entry], digest_of: Callable[[Entry], bytes]
+    ) -> Iterator[Entry]:
+        """The files to be sent: of several that are the same, the first."""
+        self._db.execute("CREATE TEMP TABLE sent (digest BLOB PRIMARY KEY, entry_id) WITHOUT ROWID")
+        for entry in lacking:
+            if entry.id in self._done:
+                continue
+            if entry.size >= LEAST_TWIN and entry.id not in self._missing:
+                first = self._first(entry, digest_of(entry))
+                if first != entry.id:
+                    row = (entry.id, first, digest_of(entry))
+                    self._db.execute("INSERT INTO twin VALUES (?, ?, ?)", row)
+                    continue
+            yield entry
+
+    def _first(self, entry: Entry, known: bytes) -> int:
+        """The first entry with this digest that is sent."""
+        if not known:
+            return entry.id
+        self._db.execute("INSERT OR IGNORE INTO sent VALUES (?, ?)", (known, entry.id))
+        row = self._db.execute("SELECT entry_id FROM sent WHERE digest = ?", (known,)).fetchone()
+        return int(row[0])
+
+    def part(self, entry: Entry) -> list[tuple[int, int]] | None:
+        """The ranges of a file that must be sent; None for all of it."""
+        return self._missing.get(entry.id)
+
+
+class _Pool:
+    """Assemblers: in this process, and on several once there is much to do."""
+
+    def __init__(self, jobs: int, destination: Destination, path: str) -> None:
+        self._make: Callable[[], Assembler] = lambda: Assembler(destination, path)
+        self._own: Assembler | None = None
+        self._jobs = jobs
+        self._executor: ProcessPoolExecutor | None = None
+
+    def prepare(self, tasks: Iterable[Task]) -> None:
+        """Read older versions, so that their chunks are known."""
+        wanted = (task for task in tasks if task.at_size >= SMALLEST_FILE)
+        for _ in self._each(_prepare, wanted):
+            pass
+
+    def assemble(self, tasks: Iterable[Task]) -> Iterator[Provided]:
+        """What is to be had of files, in any order."""
+        for found in self._each(_assemble, tasks):
+            yield from found
+
+    def _each(
+        self, work: Callable[[Assembler, list[Task]], list[Provided]], tasks: Iterable[Task]
+    ) -> Iterator[list[Provided]]:
+        batches = _batches(tasks)
+        first = list(itertools.islice(batches, 2))
+        if self._jobs <= 1 or len(first) < 2:
+            if self._own is None:
+                self._own = self._make()
+            for batch in itertools.chain(first, batches):
+                yield work(self._own, batch)
+            return
+        if self._executor is None:
+            context = multiprocessing.get_context("fork")
+            self._executor = ProcessPoolExecutor(
+                self._jobs, context, _start_worker, (self._make, os.getpid())
+            )
+        yield from self._executor.map(
+            functools.partial(_work, work), itertools.chain(first, batches)
+        )
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own.close()
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    """Tasks for one process to do in a row."""
+    batch: list[Task] = []
+    room = BATCH_BYTES
+    for task in tasks:
+        if batch and (room < task.size or len(batch) >= BATCH_FILES):
+            yield batch
+            batch, room = [], BATCH_BYTES
+        batch.append(task)
+        room -= task.size
+    if batch:
+        yield batch
+
+
+def _prepare(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
+    for task in tasks:
+        assembler.prepare(task)
+    return []
+
+
+def _assemble(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
+    return [found for found in map(assembler, tasks) if found is not None]
+
+
+_worker: Assembler
+
+
+def _start_worker(make: Callable[[], Assembler], parent: int) -> None:
+    global _worker
+    start_pool_worker(parent)
+    _worker = make()
+
+
+def _work(
+    work: Callable[[Assembler, list[Task]], list[Provided]], tasks: list[Task]
+) -> list[Provided]:
+    return work(_worker, tasks)

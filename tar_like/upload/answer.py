@@ -1,0 +1,148 @@
+"""Answering a receiver's questions: digests of files, and the chunks of large ones.
+
+    questions.db > read the files, on several processes > answers.db
+
+What cannot be read is left open: the receiver has it sent then, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+
+from tar_like import chunks
+from tar_like.database import MAX_VALUE
+from tar_like.errors import Interrupted, TarLikeError
+from tar_like.index import Index
+from tar_like.layout import FILE, Entry, Piece
+from tar_like.plan.questions import Answer, Question, Questions, write_answers
+from tar_like.plan.segments import Segments
+from tar_like.process import start_pool_worker
+from tar_like.source import Source
+from tar_like.source.hashing import Hashed, hash_files
+
+
+class Answering:
+    """Answers one set of questions."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        index: Index,
+        source: Source,
+        *,
+        jobs: int,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._questions = questions
+        self._index = index
+        self._source = source
+        self._jobs = jobs
+        self._stopped = stopped
+
+    def write(self, path: str) -> None:
+        """Write the answers to a new file. Raises Interrupted, TarLikeError."""
+        try:
+            write_answers(path, self._index.id, self._answers())
+        except BrokenExecutor:
+            raise TarLikeError(
+                "A reading process was killed, for want of memory maybe: run it again."
+            ) from None
+
+    def _answers(self) -> Iterator[Answer]:
+        yield from self._digests()
+        yield from self._chunked()
+
+    def _asked(self, *, large: bool) -> Iterator[tuple[Question, Entry]]:
+        """Questions with their entries; a receiver that asks about no file is not heard."""
+        for question in self._questions:
+            if self._stopped():
+                raise Interrupted("Stopped.")
+            if bool(question.average) == large and question.entry_id < self._index.entry_count:
+                entry = self._index.entry(question.entry_id)
+                if entry.kind == FILE and entry.size:
+                    yield question, entry
+
+    def _digests(self) -> Iterator[Answer]:
+        pairs = hash_files(
+            self._source, self._questions.algorithm, self._asked(large=False), _whole,
+            jobs=self._jobs,
+        )  # fmt: skip
+        for (question, _), hashed in pairs:
+            found = hashed or Hashed(b"", 0)
+            yield Answer(question.entry_id, found.digest, b"")
+
+    def _chunked(self) -> Iterator[Answer]:
+        segments = Segments(self._index)
+        asked = [
+            (entry, question.average, segments.of(entry))
+            for question, entry in self._asked(large=True)
+        ]
+        worker = _Measurer(self._source, self._questions.algorithm)
+        if self._jobs <= 1 or len(asked) <= 1:
+            yield from map(worker, asked)
+            return
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(
+            min(self._jobs, len(asked)), context, _start_worker, (worker, os.getpid())
+        ) as pool:
+            for answer in pool.map(_measure, asked):
+                if self._stopped():
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise Interrupted("Stopped.")
+                yield answer
+
+
+Asked = tuple[Entry, int, list[tuple[int, int]]]
+"""A file, the size of chunks to aim at, and the ranges that hold its data."""
+
+
+def _whole(item: tuple[Question, Entry]) -> Piece:
+    return _piece(item[1], 0, item[1].size)
+
+
+def _piece(entry: Entry, start: int, stop: int) -> Piece:
+    return Piece(entry.id, entry.path, start, stop, entry.size, entry.mtime, entry.token)
+
+
+class _Measurer:
+    """Finds the chunks of large files."""
+
+    def __init__(self, source: Source, algorithm: str) -> None:
+        self._source = source
+        self._algorithm = algorithm
+        self._buffer: memoryview | None = None
+
+    def __call__(self, asked: Asked) -> Answer:
+        entry, average, ranges = asked
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(chunks.WINDOW))
+        buffer = self._buffer
+
+        def read(start: int, stop: int) -> memoryview:
+            reading = self._source.read([_piece(entry, start, stop)], buffer)
+            if reading.omissions:
+                raise EOFError
+            return buffer[: reading.length]
+
+        try:
+            found = chunks.measure(read, ranges, entry.size, average, self._algorithm)
+        except EOFError:
+            return Answer(entry.id, b"", b"")
+        fits = len(found.chunks) <= MAX_VALUE
+        return Answer(entry.id, found.digest, found.chunks if fits else b"")
+
+
+_worker: _Measurer
+
+
+def _start_worker(worker: _Measurer, parent: int) -> None:
+    global _worker
+    start_pool_worker(parent)
+    _worker = worker
+
+
+def _measure(asked: Asked) -> Answer:
+    return _worker(asked)

@@ -1,0 +1,261 @@
+"""Syncing again: only what is missing crosses the wire."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+import pytest
+
+from tests.e2e.harness import Proxy, index, request, run, sync, transfer_summary, upload
+from tests.trees import assert_same, stamps
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+"""The longest chunk of a file of a few MiB."""
+
+
+@pytest.fixture
+def src(work: Path, dice: random.Random) -> Path:
+    src = work / "src"
+    (src / "folder/deep").mkdir(parents=True)
+    for name in ("folder/one", "folder/deep/two", "large"):
+        (src / name).write_bytes(dice.randbytes(3 * MIB))
+    for number in range(20):
+        (src / f"folder/small{number}").write_bytes(dice.randbytes(1 + 300 * number))
+    return src
+
+
+def again(src: Path, dst: Path, *options: object) -> int:
+    """Sync to a folder that has an older state; the bytes that were sent."""
+    summary = sync(src, dst, *options)
+    assert summary["state"] == "complete"
+    return int(summary["bytes_sent"])
+
+
+def test_what_was_moved_or_copied_costs_no_bytes(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    sync(src, dst)
+    (src / "folder").rename(src / "renamed")
+    (src / "copy").write_bytes((src / "large").read_bytes())
+    (src / "large").rename(src / "renamed/large")
+    before = stamps(dst / "folder")
+    assert again(src, dst) == 0
+    assert stamps(dst / "folder") == before  # nothing is deleted, and nothing written to
+    drop(dst, "folder", "large")
+    assert_same(src, dst)
+
+
+def drop(dst: Path, *names: str) -> None:
+    """Remove what the source has no more, the folder's own times kept."""
+    st = dst.stat()
+    for name in names:
+        if (dst / name).is_dir():
+            shutil.rmtree(dst / name)
+        else:
+            (dst / name).unlink()
+    os.utime(dst, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def test_with_hashes_in_the_index_nothing_is_asked(work: Path, src: Path) -> None:
+    dst, db = work / "dst", work / "db"
+    with Proxy(dst) as proxy:
+        index(src, db)
+        upload(src, db, proxy.url)
+        (src / "folder").rename(src / "renamed")
+        os.utime(src / "large", ns=(1, 1))
+        index(src, db)
+        result = run("upload", "-b", src, "-db", db, "-u", proxy.url, "--json")
+        assert transfer_summary(result)["bytes_sent"] == 0
+        assert "Reading" not in result.message
+
+
+def test_two_new_files_that_are_the_same_cross_once(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    for name in ("twin1", "folder/twin2"):
+        (src / name).write_bytes((src / "large").read_bytes())
+    os.utime(src / "twin1", ns=(5, 5))
+    summary = sync(src, dst)
+    total = sum(path.stat().st_size for path in src.rglob("*") if path.is_file())
+    assert summary["bytes_sent"] == total - 6 * MIB
+    assert_same(src, dst)
+
+
+def _overwrite(data: bytearray, dice: random.Random) -> int:
+    start = dice.randrange(len(data) - 4096)
+    data[start : start + 4096] = dice.randbytes(4096)
+    return 4096
+
+
+def _insert(data: bytearray, dice: random.Random) -> int:
+    start = dice.randrange(len(data))
+    data[start:start] = dice.randbytes(1000)
+    return 1000
+
+
+def _prepend(data: bytearray, dice: random.Random) -> int:
+    data[:0] = dice.randbytes(100_001)
+    return 100_001
+
+
+def _append(data: bytearray, dice: random.Random) -> int:
+    data += dice.randbytes(50_000)
+    return 50_000
+
+
+def _truncate(data: bytearray, dice: random.Random) -> int:
+    del data[2 * MIB + dice.randrange(MIB // 2) :]
+    return 0
+
+
+def _rotate(data: bytearray, _: random.Random) -> int:
+    data[:] = data[MIB:] + data[:MIB]
+    return 0
+
+
+EDITS: dict[str, Callable[[bytearray, random.Random], int]] = {
+    "overwrite": _overwrite,
+    "insert": _insert,
+    "prepend": _prepend,
+    "append": _append,
+    "truncate": _truncate,
+    "rotate": _rotate,
+}
+
+
+def test_of_a_large_file_only_what_changed_is_sent(
+    work: Path, src: Path, dice: random.Random
+) -> None:
+    """Also when the chunks of the last version are remembered, not found by reading it."""
+    dst = work / "dst"
+    sync(src, dst)
+    for edit in dice.sample(sorted(EDITS), len(EDITS)):
+        data = bytearray((src / "large").read_bytes())
+        fresh = EDITS[edit](data, dice)
+        (src / "large").write_bytes(data)
+        inode = (dst / "large").stat().st_ino
+        with (dst / "large").open("rb") as old:  # is not written to
+            before = old.read()
+            assert again(src, dst) <= fresh + 4 * (CHUNK + 2 * 4096), edit
+            old.seek(0)
+            assert old.read() == before
+        assert (dst / "large").stat().st_ino != inode
+        assert_same(src, dst)
+
+
+def test_a_sparse_file_that_changed_keeps_its_holes(work: Path, dice: random.Random) -> None:
+    src, dst = work / "src", work / "dst"
+    src.mkdir()
+    with (src / "image").open("wb") as file:
+        file.truncate(64 * MIB)
+        for start in (0, 10, 40):
+            file.seek(start * MIB)
+            file.write(dice.randbytes(MIB))
+    sync(src, dst)
+    with (src / "image").open("r+b") as file:
+        file.seek(10 * MIB + 5000)
+        file.write(b"changed")
+        file.seek(20 * MIB)
+        file.write(b"new")
+    assert again(src, dst) <= 3 * CHUNK
+    assert_same(src, dst)
+    assert (dst / "image").stat().st_blocks * 512 < 8 * MIB
+
+
+def test_a_destination_that_others_filled_is_used(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    shutil.copytree(src, dst, symlinks=True)  # contents, modes and times, as 'rsync -a'
+    inode = (dst / "large").stat().st_ino
+    assert again(src, dst) == 0
+    assert (dst / "large").stat().st_ino == inode
+    assert_same(src, dst)
+
+
+def test_what_only_looks_the_same_is_sent(work: Path, src: Path, dice: random.Random) -> None:
+    dst = work / "dst"
+    shutil.copytree(src, dst, symlinks=True)  # contents, modes and times, as 'rsync -a'
+    st = (src / "large").stat()
+    (dst / "large").write_bytes(dice.randbytes(3 * MIB))
+    os.utime(dst / "large", ns=(st.st_atime_ns, st.st_mtime_ns))
+    assert again(src, dst) == 3 * MIB
+    assert_same(src, dst)
+
+
+def test_checksum_finds_what_times_and_sizes_hide(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    sync(src, dst)
+    large, st = src / "large", (src / "large").stat()
+    data = bytearray(large.read_bytes())
+    data[MIB] ^= 1
+    large.write_bytes(data)
+    os.utime(large, ns=(st.st_atime_ns, st.st_mtime_ns))
+    (src / "new").write_text("new")
+    assert again(src, dst) == 3
+    assert again(src, dst, "--checksum") == 3 * MIB
+    assert_same(src, dst)
+
+
+def test_a_known_file_that_rotted_is_not_trusted_as_a_source(work: Path, src: Path) -> None:
+    """Its fingerprint says that it is as it was; its bytes say otherwise when they are used."""
+    dst = work / "dst"
+    sync(src, dst)
+    flip_unnoticed(dst, "large")
+    (src / "large").rename(src / "elsewhere")
+    assert again(src, dst) == 3 * MIB
+    drop(dst, "large")
+    assert_same(src, dst)
+
+
+def flip_unnoticed(dst: Path, name: str) -> None:
+    """Change a byte of a file, and have the ledger believe that this is how it was."""
+    path = dst / name
+    st = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+    with sqlite3.connect(dst / ".tar_like/ledger.db") as db:
+        query = "UPDATE landed SET ctime = ? WHERE entry_id = (SELECT id FROM entry WHERE path = ?)"
+        db.execute(query, (path.stat().st_ctime_ns, os.fsencode(name)))
+    db.close()
+
+
+def test_a_sender_that_dies_while_it_answers_is_followed_by_another(work: Path, src: Path) -> None:
+    """The questions stay; whoever comes next answers them, or has everything sent."""
+    dst = work / "dst"
+    db = work / "db"
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        (src / "folder").rename(src / "renamed")
+        transfer = index(src, db, "--hash", "none")["id"]
+        ask(proxy, "PUT", f"{transfer}/db", frame(db))
+        status = ask(proxy, "POST", f"{transfer}/plan", b'{"block_size": 4096, "ask": true}')
+        assert (status["state"], status["questions"]) == ("open", 22)
+        assert ask(proxy, "GET", transfer)["questions"] == 22
+        assert upload(src, db, proxy.url)["bytes_sent"] == 0
+        (src / "renamed").rename(src / "again")
+        transfer = index(src, db, "--hash", "none")["id"]
+        ask(proxy, "PUT", f"{transfer}/db", frame(db))
+        ask(proxy, "POST", f"{transfer}/plan", b'{"block_size": 4096, "ask": true}')
+        status = ask(proxy, "POST", f"{transfer}/plan", b'{"block_size": 4096}')
+        assert status["state"] == "receiving"
+        assert status["bytes"] > 6 * MIB
+        assert upload(src, db, proxy.url)["bytes_sent"] == status["bytes"]
+
+
+def frame(path: Path) -> bytes:
+    return bytes(lz4.frame.compress(path.read_bytes()))
+
+
+def ask(proxy: Proxy, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+    code, _, answer = request(method, f"{proxy.url}/{path}", body)
+    assert code < 300, answer
+    found: dict[str, Any] = json.loads(answer)
+    return found
