@@ -352,7 +352,7 @@ def test_a_body_cut_short_is_no_body(sender: Sender, what: str) -> None:
     )
     for length in (0, 1, len(body) - 1):
         found = sender.receiver.raw(request, body[:length], end=True)
-        assert found is None or found.status == 400
+        assert found is None or found.status in (400, 422)  # 422: an index is seen to be none
     assert 0 in sender.missing()
     assert sender.put(0, digest, body).status == 201
 
