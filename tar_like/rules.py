@@ -28,6 +28,8 @@ class Rules:
     regexes: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     """What the scan left out (index.filters): it is not deleted either."""
+    backup_dir: str = ""
+    """Where, relative to the destination, what is replaced or deleted is kept."""
 
     def to_json(self) -> dict[str, Any]:
         """As the wire and the transfer's folder hold it."""
@@ -62,6 +64,12 @@ class Rules:
         """Itself, if it can be. Raises UsageError."""
         if self.ignore_errors and not self.delete:
             raise UsageError("--ignore-errors goes with --delete.")
+        names = self.backup_dir.split("/")
+        if self.backup_dir and (names[0] == ".tar_like" or not {"", ".", ".."}.isdisjoint(names)):
+            raise UsageError(
+                f"--backup-dir {self.backup_dir}: it must be a folder inside the destination, "
+                "given relative to it."
+            )
         return self
 
     @property

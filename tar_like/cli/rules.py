@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import posixpath
 
 from tar_like.rules import Rules
 
@@ -19,6 +20,10 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-errors", action="store_true",
         help="delete although parts of SRC could not be read (never below those)",
     )  # fmt: skip
+    group.add_argument(
+        "--backup-dir", metavar="DIR", default="",
+        help="keep what is replaced or deleted in this folder of TARGET",
+    )  # fmt: skip
 
 
 def rules(options: argparse.Namespace) -> Rules:
@@ -28,4 +33,5 @@ def rules(options: argparse.Namespace) -> Rules:
         ignore_errors=options.ignore_errors,
         regexes=tuple(options.regexes),
         patterns=tuple(options.patterns),
+        backup_dir=options.backup_dir and posixpath.normpath(options.backup_dir),
     ).checked()

@@ -94,6 +94,11 @@ class Index:
         new = tuple.__new__  # half the time of Entry._make, a million times
         return (new(Entry, row) for row in rows)
 
+    def has_path(self, path: bytes) -> bool:
+        """Whether there is an entry of this path; goes through all of them."""
+        query = "SELECT 1 FROM entry WHERE path = ? LIMIT 1"
+        return self._db.execute(query, (path,)).fetchone() is not None
+
     def names(self) -> Iterator[tuple[bytes, str]]:
         """(path, kind) of every entry but the root, in canonical order."""
         return self._db.execute("SELECT path, kind FROM entry WHERE id > 0 ORDER BY id")

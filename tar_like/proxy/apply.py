@@ -23,6 +23,7 @@ from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
+from tar_like.proxy.backup import Backup
 from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
@@ -74,6 +75,8 @@ class Applier:
         self._root = root
         self._rules = Rules.read(path)
         whole = self._rules.ignore_errors or not self._index.skipped_count("unreadable")
+        folder = os.fsencode(self._rules.backup_dir)
+        self._backup = Backup(root, folder) if folder else None
         self._may_clear = self._rules.delete and whole
         """Whether a directory that is not empty gives way to what is none."""
         self._db: sqlite3.Connection | None = None
@@ -105,7 +108,10 @@ class Applier:
         except FileExistsError:
             st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if not stat.S_ISDIR(st.st_mode):
-            os.unlink(name, dir_fd=parent)
+            if self._backup is not None:
+                self._backup.move(entry.path)
+            else:
+                os.unlink(name, dir_fd=parent)
             os.mkdir(name, 0o700, dir_fd=parent)
         elif st.st_mode & 0o700 != 0o700:
             os.chmod(f"/proc/self/fd/{self._walker.dirfd(entry.path)}", st.st_mode | 0o700)
@@ -297,6 +303,9 @@ class Applier:
 
     def _rename_over(self, staged: str, path: bytes) -> None:
         """Give a staged name its place; a directory there gives way if it may."""
+        if self._backup is not None:
+            os.stat(staged, dir_fd=self._staging.fd, follow_symlinks=False)  # else it is in place
+            self._backup.keep(path)
         parent, name = self._walker.split(path)
         try:
             os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
@@ -314,12 +323,12 @@ class Applier:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._may_clear:
                 raise
-            deletion = Deletion(self._root, self._index, self._rules)
-            if not deletion.clear(path):
-                raise _Refused(
-                    "cannot be put in place: a directory has its name, and something in it "
-                    "may not be deleted"
-                ) from None
+            with contextlib.closing(Deletion(self._root, self._index, self._rules)) as deletion:
+                if not deletion.clear(path):
+                    raise _Refused(
+                        "cannot be put in place: a directory has its name, and something in it "
+                        "may not be deleted"
+                    ) from None
             os.rmdir(name, dir_fd=parent)
 
     def _unlink_staged(self, entry_id: int) -> None:

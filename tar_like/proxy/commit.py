@@ -278,7 +278,8 @@ class _Commit:
         if self._held:
             return
         deletion = Deletion(self._destination.root, self._index, self._rules)
-        deletion.extras()
+        with contextlib.closing(deletion):
+            deletion.extras()
         self._deleted = deletion.deleted
         self._undeleted = deletion.failures
 

@@ -24,6 +24,7 @@ from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.index.filters import make_filter
 from tar_like.layout import DIRECTORY, sort_key
+from tar_like.proxy.backup import Backup
 from tar_like.rules import Rules
 from tar_like.source.folder import RESERVED, sorted_names
 from tar_like.wire import Failure
@@ -46,6 +47,7 @@ class Spare:
     def __init__(self, index: Index, rules: Rules) -> None:
         """Raises UsageError for filters that are none."""
         self._keep = make_filter(rules.regexes, rules.patterns)
+        self._backup = os.fsencode(rules.backup_dir)
         self._seen = sqlite3.connect("", isolation_level=None)  # on disk, for as long as it is open
         self._seen.execute("CREATE TABLE seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
         self._seen.executemany(
@@ -55,7 +57,7 @@ class Spare:
 
     def __call__(self, path: bytes, is_directory: bool) -> bool:
         return (
-            path == RESERVED
+            path in (RESERVED, self._backup)
             or self.unread(path)
             or (self._keep is not None and not self._keep(path, is_directory))
         )
@@ -165,6 +167,7 @@ class Deletion:
         self._root = root
         self._index = index
         self._spare = Spare(index, rules)
+        self._backup = Backup(root, os.fsencode(rules.backup_dir)) if rules.backup_dir else None
         self.failures: list[Failure] = []
         self.deleted = 0
 
@@ -198,17 +201,32 @@ class Deletion:
                         self.failures.append(Failure(shown(extra.path), text, source=False))
 
     def _remove_one(self, walker: Walker, extra: Extra) -> bool:
-        parent, name = walker.split(extra.path)
-        remove = os.rmdir if extra.is_directory else os.unlink
         try:
-            remove(name, dir_fd=parent)
+            self._take_away(walker, extra)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False  # something in it is spared, or has been named
+            parent, _ = walker.split(extra.path)
             if error.errno not in _CLOSED or not open_up(parent):
                 raise
-            remove(name, dir_fd=parent)
+            self._take_away(walker, extra)
         return True
+
+    def _take_away(self, walker: Walker, extra: Extra) -> None:
+        parent, name = walker.split(extra.path)
+        if extra.is_directory:
+            if self._backup is not None:
+                self._backup.make(extra.path)
+            os.rmdir(name, dir_fd=parent)
+        elif self._backup is not None:
+            self._backup.move(extra.path)
+        else:
+            os.unlink(name, dir_fd=parent)
+
+    def close(self) -> None:
+        """Close what it has open."""
+        if self._backup is not None:
+            self._backup.close()
 
 
 class _List:

@@ -31,6 +31,7 @@ from tar_like.layout import Extent
 from tar_like.plan import Plan
 from tar_like.plan.questions import Questions, check_answers
 from tar_like.proxy import room
+from tar_like.proxy.backup import check_backup
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.kept import bytes_of_twins
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
@@ -119,6 +120,7 @@ class Transfer:
         """
         rules = rules.checked().canonical
         make_filter(rules.regexes, rules.patterns)  # can they be?
+        check_backup(self._index, rules)
         if rules != self.rules:
             with self._in_use():
                 self._change_rules(rules)
