@@ -84,6 +84,7 @@ class Fork:
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stdout = sys.stderr = os.fdopen(log, "w")  # they may be a test's own
             result = work()
             code = result if isinstance(result, int) else 0
         except BaseException:  # noqa: BLE001 the end of a process: say why, and end
