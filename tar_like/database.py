@@ -6,8 +6,10 @@ A file that others made is opened read-only, and nothing in its schema is truste
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+import stat
 from urllib.parse import quote
 
 from tar_like.errors import shown
@@ -28,7 +30,10 @@ def uri(path: str, mode: str) -> str:
 
 
 def connect(path: str, mode: str = "rwc") -> sqlite3.Connection:
-    """A connection without implicit transactions. Raises sqlite3.Error."""
+    """A connection without implicit transactions. Raises sqlite3.Error, also for what is no file."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
+            raise sqlite3.OperationalError("it is no regular file")
     return sqlite3.connect(uri(path, mode), uri=True, isolation_level=None, check_same_thread=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import shutil
 import socket
 import sqlite3
@@ -195,6 +196,8 @@ def make_database(kind: str, path: Path, src: Path) -> None:
         path.touch()
     elif kind == "folder":
         path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
     elif kind == "other-sqlite":
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript("CREATE TABLE tar (recipe TEXT); INSERT INTO tar VALUES('x');")
@@ -212,7 +215,7 @@ def make_database(kind: str, path: Path, src: Path) -> None:
         path.write_bytes(data)
 
 
-BAD_DATABASES = ("text", "empty", "missing", "folder", "other-sqlite", "other-version")
+BAD_DATABASES = ("text", "empty", "missing", "folder", "fifo", "other-sqlite", "other-version")
 BROKEN_DATABASES = ("truncated", "garbled")
 
 
@@ -236,7 +239,7 @@ def test_a_database_that_is_none(work: Path, src: Path, kind: str) -> None:
     assert bad.exists() == (kind != "missing")
 
 
-@pytest.mark.parametrize("kind", ["text", "folder", "other-sqlite"])
+@pytest.mark.parametrize("kind", ["text", "folder", "fifo", "other-sqlite"])
 @pytest.mark.parametrize("option", [(), ("-c",)], ids=["update", "afresh"])
 def test_an_index_never_overwrites_what_is_no_index(
     work: Path, src: Path, kind: str, option: tuple[str, ...]
