@@ -30,7 +30,7 @@ def uri(path: str, mode: str) -> str:
 
 
 def connect(path: str, mode: str = "rwc") -> sqlite3.Connection:
-    """A connection without implicit transactions. Raises sqlite3.Error, also for what is no file."""
+    """A connection without implicit transactions. Raises sqlite3.Error, also for a FIFO, say."""
     with contextlib.suppress(OSError):
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
             raise sqlite3.OperationalError("it is no regular file")
