@@ -157,7 +157,7 @@ def test_staged_bytes_that_were_damaged_never_get_a_name(source: Path, dest: Pat
     assert_complete(again)
 
 
-@pytest.mark.parametrize("step", ["_apply_file", "make_directories", "finish_directories"])
+@pytest.mark.parametrize("step", ["_put_in_place", "make_directories", "finish_directories"])
 def test_a_commit_that_was_cut_short_goes_on(
     source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_commit_that_was_cut_short_goes_on(
 
         def die(*args: object) -> object:
             calls.append(args)
-            if len(calls) > (3 if step == "_apply_file" else 0):
+            if len(calls) > (3 if step == "_put_in_place" else 0):
                 raise RuntimeError("cut short")
             return whole(*args)
 
