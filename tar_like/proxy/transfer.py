@@ -20,6 +20,7 @@ from tar_like.codec import CHANGED
 from tar_like.errors import (
     BlockInvalid,
     Conflict,
+    IndexInvalid,
     NotFound,
     ReceiverFailed,
     TooLarge,
@@ -60,12 +61,17 @@ class Transfer:
             self._identity = os.stat(self.path).st_ino
             self._index = Index(os.path.join(self.path, "index.db"))
             self._staging = Staging(os.path.join(self.path, "stage"))
+            self._plan: Plan | None = None
+            if os.path.exists(self.plan_path):
+                self._plan = Plan(self.plan_path, self.index_path)
+            Rules.read(self.path)
         except OSError:
             raise NotFound("There is no such transfer: offer its index first.") from None
+        except (IndexInvalid, ValueError):  # torn by a power cut, where nothing is synced
+            raise NotFound("The transfer is damaged: offer its index again.") from None
         self._verified = Verified(self.path)
         self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self.path, "receipts"))
-        self._plan: Plan | None = None
         self._log: ReceiptLog | None = None
         self._last_checkpoint = time.monotonic()
         self._unsynced = 0
@@ -441,18 +447,33 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     """
     index = os.path.join(folder, "index.db")
     validate(index, transfer_id)
-    destination.durability.file(index)
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
     Rules().write(folder)
+    for name in ("index.db", RULES):
+        destination.durability.file(os.path.join(folder, name))
     with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
         room.write(b" " * 4096)  # so that a commit can say that the disk is full
-    try:
-        destination.durability.publish(folder, destination.transfer(transfer_id))
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then another was first with it
-            raise
+    final = destination.transfer(transfer_id)
+    if _publish(destination, folder, final):
+        return
+    try:  # another was first with the same index
+        Transfer(destination, transfer_id).close()
         destination.mark(transfer_id)
+    except NotFound:
+        destination.discard(final)
+        _publish(destination, folder, final)
+
+
+def _publish(destination: Destination, folder: str, final: str) -> bool:
+    """Whether there was none. Raises OSError."""
+    try:
+        destination.durability.publish(folder, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def read_progress(path: str) -> int:

@@ -28,6 +28,7 @@ from typing import Any, Self, TypeVar
 
 from tar_like.index import BuildOptions, Index, build_index
 from tar_like.plan import Plan
+from tar_like.process import die_with_parent
 from tar_like.proxy import server, transfer
 from tar_like.proxy.server import ServerOptions
 from tar_like.proxy.staging import Staging
@@ -68,6 +69,7 @@ class Fork:
         sys.stderr.flush()
         self.log = log
         self.code: int | None = None
+        self._parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             self._become(work)
@@ -77,6 +79,7 @@ class Fork:
     def _become(self, work: Callable[[], object]) -> None:
         code = 70
         try:
+            die_with_parent(self._parent)
             with contextlib.suppress(PermissionError):
                 os.setpgid(0, 0)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
@@ -118,7 +121,7 @@ class Fork:
 
     def said(self) -> str:
         """The end of its log."""
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        return self.log.read_text(errors="replace")[-20000:] if self.log.exists() else ""
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("power", 2), ("calls", 8), ("errors", 12), ("full", 4)]
+    ("name", "count"), [("power", 2), ("calls", 8), ("errors", 8), ("full", 3)]
 )
 def test_the_promise_holds(name: str, count: int, dice: random.Random) -> None:
     try:

@@ -141,3 +141,38 @@ def test_a_verification_whose_name_is_not_synced_makes_nothing_durable(
     assert seen == [(0, False)]
     assert job.transfer.status().durable == count
     job.close()
+
+
+@pytest.mark.parametrize("name", ["index.db", "rules.json", "plan.db"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_transfer_that_a_power_cut_tore_is_taken_up_anew(
+    source: Path, work: Path, name: str, left: int
+) -> None:
+    job = Job(source, work / "dst", durability=PROCESS)
+    job.put(0)
+    job.close()
+    torn = job.path / name
+    torn.write_bytes(torn.read_bytes()[: min(left, torn.stat().st_size // 2)])
+    with pytest.raises(NotFound):
+        job.open()
+    again = Job(source, work / "dst", durability=PROCESS)
+    assert again.complete() == {}
+    trees.assert_same(source, work / "dst")
+    again.close()
+
+
+def test_what_is_offered_is_synced_before_it_is_taken_up(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    sync = durable.sync_file
+
+    def note(path: str) -> None:
+        synced.append(os.path.basename(path))
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync_file", note)
+    job = Job(source, work / "dst", negotiate=False)
+    records = {path.name for path in job.path.iterdir() if path.is_file()}
+    assert records - set(synced) == {"outcome.tmp"}
+    job.close()

@@ -651,7 +651,7 @@ def test_a_stranger_among_the_transfers_does_no_harm(receiver: Receiver, work: P
     try:
         for path in ("/", "/tar", "/metrics"):
             assert receiver.ask("GET", path).status == 200
-        receiver.ask("GET", f"/tar/{NOBODY}").problem(422)
+        receiver.ask("GET", f"/tar/{NOBODY}").problem(404)
     finally:
         (transfers / NOBODY).rmdir()
         (transfers / "notes").unlink()
