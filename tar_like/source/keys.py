@@ -4,7 +4,8 @@
     a/b          the file b in the directory a
     a/           the directory a, when it is empty (a marker, as consoles make them)
     a and a/b    the directory a; the object a is refused
-    a//b  /a  a/./b  a/../b, a NUL, a name of more than 255 bytes, a/ with bytes in it   refused
+    a//b  /a  a/./b  a/../b, a NUL, what is no UTF-8, a name of more than 255 bytes,
+    a/ with bytes in it                                                                  refused
 
 What is refused is listed, and the run exits with 3. Most directories have no object of their own:
 they get the time of their marker, or else of the first file in them in the order of the index.
@@ -67,11 +68,21 @@ def trouble(path: bytes, size: int) -> str:
         return "its key has an empty name in it"
     if b"." in names or b".." in names:
         return "its key has . or .. for a name"
+    if not _is_text(path):
+        return "its key is not valid UTF-8"
     if b"\0" in path:
         return "its key has a NUL in it"
     if max(map(len, names), default=0) > MAX_NAME:
         return f"its key has a name of more than {MAX_NAME} bytes"
     return ""
+
+
+def _is_text(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_fine(one: Row) -> bool:

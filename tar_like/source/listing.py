@@ -26,6 +26,7 @@ LISTERS = 8
 RANGES = 4 * LISTERS
 _FROZEN = ("GLACIER", "DEEP_ARCHIVE")
 _DEPTH = 6
+MAX = (1 << 63) - 1
 Query = list[tuple[str, str]]
 
 
@@ -75,9 +76,7 @@ class Lister:
         try:
             self._list_ranges(prefix, first, take)
         except Unordered:
-            page = first
-            while page.following:
-                page = self.page(prefix, page.following)
+            for page in self._pages(prefix, first.following):
                 take(page.objects)
 
     def _list_ranges(self, prefix: str, first: Page, take: Callable[[list[Object]], None]) -> None:
@@ -113,10 +112,8 @@ class Lister:
         self, prefix: str, low: str, high: str | None, take: Callable[[list[Object]], None]
     ) -> None:
         """Objects with keys above ``low``, up to ``high``."""
-        following = [("start-after", low)]
         last = low
-        while following:
-            page = self.page(prefix, following)
+        for page in self._pages(prefix, [("start-after", low)]):
             for one in page.objects:
                 if one.key <= last:
                     raise Unordered
@@ -125,6 +122,16 @@ class Lister:
                 take([one for one in page.objects if one.key <= high])
                 return
             take(page.objects)
+
+    def _pages(self, prefix: str, following: Query) -> Iterator[Page]:
+        """A page and all that follow it. Raises SourceUnusable where they turn in a circle."""
+        seen = set()
+        while following:
+            if (mark := hash(tuple(following))) in seen:
+                raise SourceUnusable("The bucket cannot be listed: the listing comes to no end.")
+            seen.add(mark)
+            page = self.page(prefix, following)
+            yield page
             following = page.following
 
     def page(self, prefix: str, following: Query | None = None, *, delimited: bool = False) -> Page:
@@ -134,11 +141,16 @@ class Lister:
         if delimited:
             query.append(("delimiter", "/"))
         try:
-            return retried(lambda: self._ask(query))
+            page = retried(lambda: self._ask(query))
         except Refused as refusal:
             raise SourceUnusable(f"The bucket cannot be listed: {_lowered(refusal)}") from None
         except Passing as failure:
             raise SourceUnusable(f"The bucket cannot be listed: {_lowered(failure)}") from None
+        if not all(one.key.startswith(prefix) for one in page.objects):
+            raise SourceUnusable(
+                "The bucket cannot be listed: the store gives keys that are not below the prefix."
+            )
+        return page
 
     def _ask(self, query: Query) -> Page:
         headers = {"x-amz-optional-object-attributes": "RestoreStatus"}
@@ -146,8 +158,8 @@ class Lister:
             text = response.read()
         try:
             return _parsed(ElementTree.fromstring(text), versions=self._versions)
-        except (ElementTree.ParseError, ValueError):
-            raise Passing(SERVER, "The listing is no valid XML.") from None
+        except (ElementTree.ParseError, ValueError, KeyError):
+            raise Passing(SERVER, "The answer is no listing as S3 gives it.") from None
 
 
 def _lowered(error: Exception) -> str:
@@ -164,7 +176,7 @@ def _parsed(root: ElementTree.Element, *, versions: bool) -> Page:
         return element.findtext(space + name) or ""
 
     encoded = text(root, "EncodingType") == "url"
-    decode: Callable[[str], str] = unquote_plus if encoded else str
+    decode: Callable[[str], str] = _unquoted if encoded else str
     objects = []
     for element in root.iter(space + ("Version" if versions else "Contents")):
         fields = {child.tag[len(space) :]: child.text or "" for child in element}
@@ -175,8 +187,8 @@ def _parsed(root: ElementTree.Element, *, versions: bool) -> Page:
             frozen = ""
         objects.append(
             Object(
-                decode(fields["Key"]), int(fields["Size"]), nanoseconds(fields["LastModified"]),
-                bare(fields.get("ETag", "")), fields.get("VersionId", ""), frozen,
+                decode(fields["Key"]), _size(fields["Size"]), nanoseconds(fields["LastModified"]),
+                _tag(fields.get("ETag", "")), fields.get("VersionId", ""), frozen,
             )
         )  # fmt: skip
     prefixes = [decode(text(one, "Prefix")) for one in root.iter(space + "CommonPrefixes")]
@@ -201,10 +213,32 @@ def _following(
         yield "version-id-marker", version
 
 
+def _unquoted(text: str) -> str:
+    """A key; bytes that are no UTF-8 become what ``keys.trouble`` refuses, and stay apart."""
+    return unquote_plus(text, errors="surrogateescape")
+
+
+def _tag(text: str) -> str:
+    """An ETag; none, where it cannot be asked for by a header."""
+    tag = bare(text)
+    return tag if tag.isascii() and tag.isprintable() and " " not in tag else ""
+
+
+def _size(text: str) -> int:
+    return _checked(int(text), 0)
+
+
+def _checked(number: int, low: int) -> int:
+    """Raises ValueError for a number that no index can hold."""
+    if not low <= number <= MAX:
+        raise ValueError(f"{number} is out of range")
+    return number
+
+
 def nanoseconds(text: str) -> int:
     """A time such as ``2026-01-02T03:04:05.678Z``. Raises ValueError."""
     whole, _, fraction = text.rstrip("Z").partition(".")
-    return _seconds(whole) * 10**9 + int(f"{fraction:0<9.9}")
+    return _checked(_seconds(whole) * 10**9 + int(f"{fraction:0<9.9}"), -MAX)
 
 
 @lru_cache(1024)

@@ -136,7 +136,7 @@ class S3Source:
     def _row(self, one: Object, known: Kept) -> keys.Row:
         frozen = f"its storage class {one.frozen} cannot be read at once: restore it first"
         return keys.row(
-            one.key[len(self._prefix) :].encode(), one.size, one.modified,
+            one.key[len(self._prefix) :].encode("utf-8", "surrogateescape"), one.size, one.modified,
             Token(one.etag, one.version).packed(),
             mtime=one.modified if known.mtime is None else known.mtime,
             mode=-1 if known.mode is None else known.mode,

@@ -76,11 +76,13 @@ class Signer:
 
 def quoted(key: str) -> str:
     """An object's key as it stands in a request's path."""
-    return quote(key, safe="/~")
+    return quote(key, safe="/~", errors="surrogateescape")
 
 
 def query_text(pairs: Iterable[tuple[str, str]]) -> str:
     """Query parameters in the one order and form that can be signed."""
-    return "&".join(
-        sorted(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in pairs)
-    )
+
+    def one(text: str) -> str:
+        return quote(text, safe="", errors="surrogateescape")
+
+    return "&".join(sorted(f"{one(name)}={one(value)}" for name, value in pairs))

@@ -35,7 +35,7 @@ class Rule:
 
     kind: str
     """reset, truncate, longer, shorter, slow_down, denied, broken, deaf (to If-Match), whole (deaf
-    to Range) or pass."""
+    to Range), say (what is in ``says``) or pass."""
     key: str = ""
     """Part of the request's target."""
     method: str = "GET"
@@ -45,6 +45,8 @@ class Rule:
     seconds: float = 0.0
     call: Callable[[], None] | None = None
     """Done before the request is passed on: the store changes, say."""
+    says: tuple[str, bytes] = ("", b"")
+    """Status and further header lines, and a body, to be said instead of the store's answer."""
     hits: int = 0
 
     def fits(self, method: str, target: str) -> bool:
@@ -176,6 +178,9 @@ async def _pass_on(
     head, _, body = answer.partition(b"\r\n\r\n")
     head = re.sub(rb"(?i)\r\nconnection: close", b"", head)
     kind = rule.kind if rule is not None else ""
+    if rule is not None and kind == "say":
+        body = rule.says[1]
+        head = b"HTTP/1.1 %s\r\nContent-Length: %d" % (rule.says[0].encode(), len(body))
     if kind in ("slow_down", "denied", "broken"):
         status, body = {
             "slow_down": (b"503 Slow Down", SLOW_DOWN),
