@@ -23,6 +23,8 @@ DIGEST_NAME = "blake3-pieces"
 PROBLEM = "application/problem+json"
 BITMAP = "application/octet-stream"
 
+LOOKING = "looking"
+"""Not of a transfer: whether there has to be one is being found out."""
 OPEN = "open"
 RECEIVING = "receiving"
 COMMITTING = "committing"
@@ -41,6 +43,16 @@ class Failure:
     reason: str
     source: bool
     """Whether the source is at fault (exit code 3) rather than the receiver (1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A look at a destination that has begun."""
+
+    token: str
+    """Names it."""
+    index: str
+    """The id of the tree that was committed last; empty when there is no use in looking."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

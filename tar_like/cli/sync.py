@@ -16,8 +16,9 @@ from tar_like.cli.output import Output
 from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
-    from tar_like.index import BuildOptions
+    from tar_like.index import BuildOptions, BuildSummary
     from tar_like.upload.dispatch import UploadOptions
+    from tar_like.wire import Look
 
 _LOOKS_REMOTE = re.compile(r"https?[:/]|[\w.-]+:\d+(/|$)|[\w.-]+@[\w.-]+:")
 """A target that means another host, but is no URL."""
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.source import open_source
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
+    from tar_like.upload.run import begin_look
 
     settings = config.load()
     build = build_options(options, algorithm="none", fresh=True, jobs=1)
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
         open_source(options.source, upload.s3).close()
-        return _sync(options, build, upload, output)
+        return _sync(options, build, upload, output, look=lambda: begin_look(upload))
     if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     open_source(options.source, upload.s3).close()
@@ -114,7 +116,7 @@ def _sync_to_folder(
         upload = replace(
             upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
         )
-        code = _sync(options, build, upload, output, receiver.supersede)
+        code = _sync(options, build, upload, output, receiver.supersede, receiver.look)
         receiver.close(at_once=code in (OK, SOURCE_TROUBLE))
         return code
 
@@ -125,19 +127,29 @@ def _sync(
     upload: UploadOptions,
     output: Output,
     scanned: Callable[[str, str], None] = lambda _source, _id: None,
+    look: Callable[[], Look | None] = lambda: None,
 ) -> int:
-    """``scanned`` is told the source and the index's id before anything is sent."""
+    """``scanned`` is told the source and the index's id before anything is sent.
+
+    ``look`` has the receiver look whether the last tree is in its place, while this one is scanned.
+    """
     from tar_like.cli import fanout
     from tar_like.cli.common import say_scanned
-    from tar_like.index import build_index
-    from tar_like.source import open_source
+    from tar_like.index import Recorded, build_index
+    from tar_like.source import Source, open_source
 
     folder = tempfile.mkdtemp(prefix="tar-like-")
     code = None
     try:
         index_path = options.db or os.path.join(folder, "index.db")
-        source = open_source(options.source, upload.s3)
+        source: Source = open_source(options.source, upload.s3)
         try:
+            begun = look() if _may_look(options, upload) else None
+            if begun is not None and begun.index:
+                source = recorded = Recorded(source, build.wanted)
+                code = _if_still_there(recorded.summary, upload, begun, output)
+                if code is not None:
+                    return code
             found = build_index(source, index_path, _as_kept(build, index_path))
             scanned(source.url, found.id)
         finally:
@@ -149,8 +161,31 @@ def _sync(
             return _upload(options, replace(upload, index_path=index_path), output)
         return code
     finally:
-        if code is None:  # else the background still needs it
+        if code is None or not options.detach:  # else the background still needs it
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _may_look(options: argparse.Namespace, upload: UploadOptions) -> bool:
+    """Whether a look at names and times is all that this run is asked for."""
+    return not (options.db or options.detach or options.xattrs or options.acls or upload.checksum)
+
+
+def _if_still_there(
+    found: BuildSummary, upload: UploadOptions, look: Look, output: Output
+) -> int | None:
+    """The exit code when the tree is where it should be, and all is done; else None."""
+    from tar_like.cli.common import report_upload, say_scanned
+    from tar_like.upload.run import UploadSummary, still_there
+    from tar_like.wire import COMPLETE
+
+    if found.id != look.index or found.unreadable:
+        return None
+    status = still_there(upload, look)
+    if status is None or status.state != COMPLETE:
+        return None
+    say_scanned(found, output)
+    summary = UploadSummary(transfer=found.id, state=COMPLETE, entries=found.entries)
+    return report_upload(summary, output)
 
 
 def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) -> int:

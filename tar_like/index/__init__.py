@@ -11,6 +11,7 @@ is read is noticed then.
 from tar_like.index.build import BuildOptions, BuildSummary, build_index
 from tar_like.index.inodes import Inodes
 from tar_like.index.reader import Index
+from tar_like.index.recorded import Recorded
 from tar_like.index.validate import validate
 
-__all__ = ["BuildOptions", "BuildSummary", "Index", "Inodes", "build_index", "validate"]
+__all__ = ["BuildOptions", "BuildSummary", "Index", "Inodes", "Recorded", "build_index", "validate"]

@@ -17,6 +17,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -46,6 +47,7 @@ from tar_like.rules import Rules
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
+    LOOKING,
     OPEN,
     ROOT,
     Inflater,
@@ -82,8 +84,10 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         Route("/healthz", service.health),
         Route("/metrics", service.metrics),
         Route(ROOT, service.index),
+        Route(ROOT, service.look, methods=["POST"]),
         Route(f"{one}/db", service.offer, methods=["PUT"]),
         Route(f"{one}/db", service.send_index),
+        Route(f"{one}/again", service.again, methods=["POST"]),
         Route(f"{one}/plan", service.negotiate, methods=["POST"]),
         Route(f"{one}/plan", service.send_plan),
         Route(f"{one}/questions", service.send_questions),
@@ -191,6 +195,23 @@ class _Service:
                 inflater.finish()
             except OSError as error:
                 raise map_write_error(error) from None
+
+    async def look(self, _: Request) -> Response:
+        found = await self._run(self._transfers.look)
+        return Response(json.dumps(asdict(found)), media_type="application/json")
+
+    async def again(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        self._transfers.destination.transfer(transfer_id)  # is it an id at all?
+        wanted = await _json(request)
+        token, rules = wanted.get("token"), Rules.from_json(wanted.get("rules", {}))
+        if not isinstance(token, str):
+            raise UsageError("Which look? Its token is a text.")
+        # Waits for a process: not on the threads that take in blocks.
+        status = await asyncio.to_thread(
+            self._transfers.again, transfer_id, token, rules.checked().canonical
+        )
+        return _answer(status, 202 if status.state == LOOKING else 200)
 
     async def negotiate(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]

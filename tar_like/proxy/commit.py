@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
+from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import connect, scratch, uri
 from tar_like.errors import Conflict, shown
 from tar_like.index import Index
@@ -32,6 +33,7 @@ from tar_like.plan import Plan
 from tar_like.process import start_pool_worker
 from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
@@ -327,6 +329,7 @@ class _Commit:
         if not self._destination.durability.lasts:
             db.execute("INSERT INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
         db.execute("COMMIT")
+        self._forget_chunks(db)
         db.close()
         self._destination.durability.publish(ledger, self._destination.ledger)
         report = os.path.join(folder, "report.json")
@@ -337,6 +340,15 @@ class _Commit:
         self._destination.discard(self._path)
         self._destination.discard(self._destination.donors_folder(self._id))
         self._destination.discard(folder)
+
+    def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
+        """Keep the lists of chunks of files that are in place."""
+        query = (
+            "SELECT lower(hex(digest)) FROM landed JOIN entry ON id = entry_id "
+            "WHERE size BETWEEN ? AND ?"
+        )
+        rows = ledger.execute(query, (SMALLEST_FILE, LARGEST_FILE))
+        ChunkCache(self._destination.chunks).keep(row[0] for row in rows)
 
     def _report(self, failures: list[Failure]) -> Status:
         count = self._plan.block_count

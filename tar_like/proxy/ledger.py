@@ -31,7 +31,7 @@ LANDED = """CREATE TABLE landed (
 
 UNSYNCED = "unsynced"
 _FILES = """
-SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime
+SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM entry e JOIN landed l ON l.entry_id = e.id
 """
 _ROWS = f"{_FILES} ORDER BY e.id"
@@ -56,6 +56,8 @@ class Row(NamedTuple):
     digest: bytes
     ino: int
     ctime: int
+    token: bytes
+    """The source's own name of the version that it is."""
 
     def is_of(self, st: os.stat_result) -> bool:
         """Whether a file still has this fingerprint."""
@@ -77,6 +79,8 @@ class Ledger:
         self._db: sqlite3.Connection | None = None
         self.algorithm = ""
         """The digest that ``hash`` and ``digest`` of its rows are."""
+        self.index_id = ""
+        """The index of the last commit; empty where there is none that can be believed."""
         if not os.path.exists(path):
             return
         try:
@@ -90,6 +94,7 @@ class Ledger:
             return
         self._db = db
         self.algorithm = meta.get("landed", "")
+        self.index_id = meta.get("id", "")
 
     def rows(self) -> Iterator[Row]:
         """Files in canonical order, as far as they can be read: more is sent then."""
@@ -176,6 +181,8 @@ class Comparison:
             return False
         if entry.hash and self._ledger.algorithm == self._index.algorithm:
             return entry.hash == row.digest
+        if entry.token and row.token:
+            return entry.token == row.token
         return not entry.hash and entry.mtime == row.mtime
 
     def _untouched(self, entry: Entry, row: Row) -> bool:

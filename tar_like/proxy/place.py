@@ -6,6 +6,7 @@ DEST/.tar_like/
     donors/ID/OLD/        transfers whose tree has changed: what ID adopts (proxy/adopt.py)
     transfers/ID/         index.db plan.db kept.db verified.db receipts/ stage/ commit.lock
     chunks/               lists of the chunks of large files (chunkcache)
+    looks/                what was seen of the destination (look)
     completed/ID.json     reports of finished transfers
     tmp/                  what is being written; nothing there is ever looked at
 """
@@ -73,7 +74,7 @@ class Destination:
         try:
             os.makedirs(self.root, exist_ok=True)
             self._own(self.home)
-            for name in ("transfers", "donors", "completed", "chunks", "tmp"):
+            for name in ("transfers", "donors", "completed", "chunks", "looks", "tmp"):
                 self._own(os.path.join(self.home, name))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
@@ -119,6 +120,11 @@ class Destination:
     def chunks(self) -> str:
         """Where the chunks of large files are remembered."""
         return os.path.join(self.home, "chunks")
+
+    @property
+    def looks(self) -> str:
+        """What was seen of the destination, for senders that asked."""
+        return os.path.join(self.home, "looks")
 
     def transfer(self, transfer_id: str) -> str:
         """The folder of a transfer. Raises NotFound for what is no id."""

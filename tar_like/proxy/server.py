@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -30,6 +31,7 @@ from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
 from tar_like.proxy.verified import Verified
 from tar_like.tokens import AUDIENCE, random_token
+from tar_like.wire import Look
 
 BACKLOG = 1024
 EXPIRE_EVERY = 3600.0
@@ -104,6 +106,7 @@ class Receiver:
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
         self._jobs = options.jobs
+        self._looking = 0
         destination.sweep()
         sockets = [bind(options.host, 0) for _ in range(options.processes)]
         self.urls = [_url(one) for one in sockets]
@@ -114,6 +117,18 @@ class Receiver:
             _run_child(parent, lambda: supervise(destination, sockets, options))
         for one in sockets:
             one.close()
+
+    def look(self) -> Look:
+        """Begin to look whether everything is as the last commit left it."""
+        from tar_like.proxy.look import last_index, run_look
+
+        found = Look(token=secrets.token_hex(8), index=last_index(self._destination))
+        if found.index:
+            parent = os.getpid()
+            self._looking = os.fork()
+            if self._looking == 0:
+                _run_child(parent, lambda: run_look(self._destination, found.token))
+        return found
 
     def supersede(self, source: str, transfer_id: str) -> None:
         """Let a transfer adopt what earlier runs staged of the same source, as it was then.
@@ -141,6 +156,10 @@ class Receiver:
         """
         if self._lock < 0:
             return
+        if self._looking:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._looking, signal.SIGKILL)
+                os.waitpid(self._looking, 0)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, AT_ONCE if at_once else signal.SIGTERM)
             os.waitpid(self._pid, 0)
@@ -306,16 +325,25 @@ class _Supervisor:
         """In a serving process: have the supervisor start a planning."""
         self._ask(["plan", transfer_id, token, wish])
 
+    def look(self, token: str) -> None:
+        """In a serving process: have the supervisor start a look."""
+        self._ask(["look", token])
+
     def _ask(self, words: list[str]) -> None:
         os.write(self._writer, f"{json.dumps(words)}\n".encode())
 
     def _start_work(self, kind: str, *words: str) -> None:
         from tar_like.proxy.commit import run_commit
+        from tar_like.proxy.look import run_look
         from tar_like.proxy.planning import run_planning
 
         destination, jobs = self._destination, self._options.jobs
-        run: Callable[..., None] = run_commit if kind == "commit" else run_planning
-        self._work.add(self._fork(lambda: run(destination, *words, jobs)))
+        work: dict[str, Callable[[], None]] = {
+            "commit": lambda: run_commit(destination, words[0], words[1], jobs),
+            "plan": lambda: run_planning(destination, words[0], words[1], words[2], jobs),
+            "look": lambda: run_look(destination, *words),
+        }
+        self._work.add(self._fork(work[kind]))
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""

@@ -35,6 +35,7 @@ from tar_like.proxy import room
 from tar_like.proxy.backup import check_backup
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.kept import bytes_of_twins
+from tar_like.proxy.look import reopened
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
@@ -445,8 +446,24 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
 
     Raises IndexInvalid (nothing is kept then), OSError.
     """
-    index = os.path.join(folder, "index.db")
-    validate(index, transfer_id)
+    validate(os.path.join(folder, "index.db"), transfer_id)
+    _open(destination, transfer_id, folder)
+
+
+def reopen(destination: Destination, transfer_id: str) -> None:
+    """Open a transfer of the index of the last commit, which was validated once.
+
+    Raises OSError, sqlite3.Error, IndexInvalid.
+    """
+    folder = destination.temporary()
+    try:
+        reopened(destination, folder)
+        _open(destination, transfer_id, folder)
+    finally:
+        destination.discard(folder)
+
+
+def _open(destination: Destination, transfer_id: str, folder: str) -> None:
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
     Rules().write(folder)

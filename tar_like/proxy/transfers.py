@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from tar_like.errors import Conflict, NotFound, TarLikeError
-from tar_like.proxy import commit
+from tar_like.proxy import commit, look
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish, read_outcome
-from tar_like.proxy.transfer import Transfer
+from tar_like.proxy.transfer import Transfer, reopen
 from tar_like.rules import Rules
-from tar_like.wire import OPEN, Status, bitmap
+from tar_like.wire import LOOKING, OPEN, Look, Status, bitmap
 
 WAIT = 10.0
 """Seconds that a request for a plan or a commit waits before it answers that it is under way."""
@@ -32,6 +32,9 @@ class Starter(Protocol):
 
     def plan(self, transfer_id: str, token: str, wish: str) -> None:
         """Plan a transfer; the wish is planning.Wish as JSON."""
+
+    def look(self, token: str) -> None:
+        """Look at the destination."""
 
 
 class Transfers:
@@ -121,6 +124,34 @@ class Transfers:
             if time.monotonic() > deadline:
                 return status
             time.sleep(POLL)
+
+    def look(self) -> Look:
+        """Begin to look at the destination, where that may be of use."""
+        found = Look(token=secrets.token_hex(8), index=look.last_index(self.destination))
+        if found.index:
+            self._starter.look(found.token)
+        return found
+
+    def again(self, transfer_id: str, token: str, rules: Rules) -> Status:
+        """The last commit's tree once more: complete, when a look found it in place.
+
+        Else its transfer is open, as if its index had been offered; or ``looking``, after a
+        while, when that is not known yet. Raises NotFound when that tree is another one.
+        """
+        deadline = time.monotonic() + WAIT
+        while (seen := look.read_look(self.destination, token)) is None:
+            if look.last_index(self.destination) != transfer_id:
+                raise NotFound("That is not the tree that was committed last: offer its index.")
+            if time.monotonic() > deadline:
+                return Status(id=transfer_id, state=LOOKING)
+            time.sleep(POLL)
+        current = look.is_current(self.destination, seen)
+        if seen.index != transfer_id or not current:
+            raise NotFound("That is not the tree that was committed last: offer its index.")
+        if seen.same and not (rules.delete and seen.extra):
+            return look.report(self.destination, transfer_id, rules)
+        reopen(self.destination, transfer_id)
+        return self.get(transfer_id).status()
 
     def commit(self, transfer_id: str, rules: Rules | None = None) -> Status:
         """Have the transfer committed; waits a while. Idempotent.

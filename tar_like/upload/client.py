@@ -43,6 +43,7 @@ from tar_like.wire import (
     PROBLEM,
     ROOT,
     Inflater,
+    Look,
     Status,
     deflate_file,
     digest_header,
@@ -129,6 +130,23 @@ class Client:
             return [Status.from_json(json.dumps(one)) for one in found]
         except (ValueError, TypeError, KeyError):
             raise _not_a_receiver(self.url) from None
+
+    def look(self) -> Look:
+        """Have the receiver begin to look whether its last tree is in place."""
+        response = self._retry(lambda: self._send("POST", "", json={}))
+        try:
+            found = response.json()
+            return Look(token=str(found["token"]), index=str(found["index"]))
+        except (ValueError, TypeError, KeyError):
+            raise _not_a_receiver(self.url) from None
+
+    def again(self, look: Look, rules: Rules) -> Status | None:
+        """The tree of the last commit once more; None when that is another one by now."""
+        wanted = {"token": look.token, "rules": rules.to_json()}
+        try:
+            return self._status("POST", look.index, "/again", json=wanted)
+        except NotFound:
+            return None
 
     def offer(self, transfer_id: str, index_path: str) -> Status:
         """Send the index. Raises TarLikeError when the receiver refuses it."""

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from tar_like.codec import REASONS
-from tar_like.errors import Interrupted, NotFound, TarLikeError, UsageError, shown
+from tar_like.errors import (
+    Forbidden,
+    Interrupted,
+    NotFound,
+    TarLikeError,
+    Unauthorized,
+    UsageError,
+    shown,
+)
 from tar_like.index import Index
 from tar_like.plan import Plan
 from tar_like.plan.questions import Questions
@@ -26,7 +34,7 @@ from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOption
 from tar_like.upload.local import LocalDispatcher
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
-from tar_like.wire import COMMITTING, COMPLETE, OPEN, Failure, Status, bits_missing
+from tar_like.wire import COMMITTING, COMPLETE, LOOKING, OPEN, Failure, Look, Status, bits_missing
 
 ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
@@ -59,6 +67,34 @@ class UploadSummary:
     errors: list[str] = field(default_factory=list)
     """What went wrong with blocks, or with the receiver."""
     interrupted: bool = False
+
+
+def still_there(options: UploadOptions, look: Look) -> Status | None:
+    """The tree of the receiver's last commit once more: complete, if a look found it in place.
+
+    Otherwise it is to be sent as any tree; None, or a status that is not ``complete``.
+    """
+    client = options.client(0)
+    try:
+        while True:
+            status = client.again(look, options.rules)
+            if status is None or status.state != LOOKING:
+                return status
+    except (Forbidden, NotFound):
+        return None
+    finally:
+        client.close()
+
+
+def begin_look(options: UploadOptions) -> Look | None:
+    """Have a receiver look at its destination; None when it does not do that for us."""
+    client = options.client(0)
+    try:
+        return client.look()
+    except (Forbidden, Unauthorized):
+        return None  # whoever may not ask this may send all the same
+    finally:
+        client.close()
 
 
 class Upload:

@@ -64,6 +64,22 @@ def drop(dst: Path, *names: str) -> None:
     os.utime(dst, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
+def test_a_tree_in_its_place_costs_a_look(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    with Proxy(dst) as proxy:
+        for target in (dst.with_name("dst2"), proxy.url):
+            assert "committing" in run("sync", src, target).message
+            assert "committing" not in run("sync", src, target).message
+        (dst / "large").chmod(0o600)
+        assert "committing" in run("sync", src, proxy.url).message
+        assert_same(src, dst)
+        assert "committing" not in run("sync", src, proxy.url, "--delete").message
+        (dst / "folder/extra").write_text("extra")
+        os.utime(dst / "folder", ns=(0, (src / "folder").stat().st_mtime_ns))
+        assert "committing" in run("sync", src, proxy.url, "--delete").message
+    assert_same(src, dst)
+
+
 def test_with_hashes_in_the_index_nothing_is_asked(work: Path, src: Path) -> None:
     dst, db = work / "dst", work / "db"
     with Proxy(dst) as proxy:

@@ -151,7 +151,6 @@ def test_every_route_of_the_receiver_comes_through(
         ("PUT", f"/tar/{ID}/0x1000/0"),
         ("PUT", f"/tar/{ID}"),
         ("POST", f"/tar/{ID}/db"),
-        ("POST", "/tar"),
         ("POST", "/"),
         ("DELETE", f"/tar/{ID}"),
         ("PATCH", f"/tar/{ID}/db"),

@@ -1,0 +1,243 @@
+"""A look at the destination: is everything as the last commit left it?
+
+    ledger, entry by entry > stat of its name > the same fingerprint, or metadata > looks/TOKEN.json
+
+A sender has it begun before it scans its tree, so both go on side by side. When the tree turns out
+to be the one of the last commit, and this found nothing changed since, there is nothing to do: no
+index is sent, no plan made. It says nothing about changes made after it began: no more than a
+sync that compares names one after the other can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import stat
+from dataclasses import asdict, dataclass
+
+from tar_like.database import connect
+from tar_like.dirfd import Walker
+from tar_like.index import Index
+from tar_like.index.schema import SELECT_ENTRY
+from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
+from tar_like.proxy.ledger import Ledger
+from tar_like.proxy.metadata import Metadata
+from tar_like.proxy.place import HOME, Destination
+from tar_like.rules import Rules
+from tar_like.wire import COMPLETE, Status
+
+_TOKEN = re.compile(r"[0-9a-f]{16}")
+_OLD = 86400.0
+"""Seconds after which a look is nobody's any more."""
+_QUERY = """
+SELECT e.id, e.path, e.kind, e.size, e.mtime, l.ino, l.ctime
+FROM entry e LEFT JOIN landed l ON l.entry_id = e.id ORDER BY e.id
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a look found."""
+
+    index: str
+    """The id of the last commit's index; empty when there is none that can be believed."""
+    ledger: str
+    """Which file of the ledger was looked at."""
+    same: bool = False
+    """Every entry is as that commit left it."""
+    extra: bool = False
+    """There are names besides."""
+
+
+def run_look(destination: Destination, token: str) -> None:
+    """Look, and leave in a file what was seen."""
+    final = _path(destination, token)
+    _forget_old(destination)
+    with open(f"{final}.tmp", "w", encoding="ascii") as file:
+        json.dump(asdict(_look(destination)), file)
+    os.replace(f"{final}.tmp", final)
+
+
+def read_look(destination: Destination, token: str) -> Seen | None:
+    """What was seen; None when that is not known yet, or nobody looks with this token."""
+    if not _TOKEN.fullmatch(token):
+        return None
+    try:
+        with open(_path(destination, token), "rb") as file:
+            return Seen(**json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def last_index(destination: Destination) -> str:
+    """The id of the tree that was committed last, if that can be looked at; else empty."""
+    if destination.unfinished():
+        return ""
+    ledger = Ledger(destination.ledger)
+    try:
+        return ledger.index_id
+    finally:
+        ledger.close()
+
+
+def is_current(destination: Destination, seen: Seen) -> bool:
+    """Whether there was no commit since, and none is on its way."""
+    return seen.ledger == _version(destination) and not destination.unfinished()
+
+
+def _path(destination: Destination, token: str) -> str:
+    return os.path.join(destination.looks, f"{token}.json")
+
+
+def _version(destination: Destination) -> str:
+    try:
+        st = os.stat(destination.ledger)
+    except OSError:
+        return ""
+    return f"{st.st_ino}-{st.st_mtime_ns}-{st.st_size}"
+
+
+def _forget_old(destination: Destination) -> None:
+    now = destination.now()
+    with os.scandir(destination.looks) as files:
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                if now - file.stat().st_mtime > _OLD:
+                    os.unlink(file.path)
+
+
+def _look(destination: Destination) -> Seen:
+    version, index_id = _version(destination), last_index(destination)
+    if not index_id:
+        return Seen(index="", ledger=version)
+    try:
+        db = connect(destination.ledger, "ro")
+        with contextlib.closing(db), Walker(destination.root) as walker:
+            kinds = db.execute("SELECT value FROM meta WHERE key = 'xattrs'").fetchone()
+            if kinds is not None and kinds[0]:
+                return Seen(index=index_id, ledger=version)  # attributes are not looked at here
+            look = _Look(db, walker)
+            same = look.same()
+            return Seen(index=index_id, ledger=version, same=same, extra=same and look.extra())
+    except (OSError, sqlite3.Error):
+        return Seen(index=index_id, ledger=version)
+
+
+def report(destination: Destination, transfer_id: str, rules: Rules) -> Status:
+    """Say that a tree is complete, since it was seen in its place. Raises OSError."""
+    db = connect(destination.ledger, "ro")
+    try:
+        query = "SELECT value FROM meta WHERE key = 'entries'"
+        entries = int(db.execute(query).fetchone()[0])
+    finally:
+        db.close()
+    status = Status(
+        id=transfer_id,
+        state=COMPLETE,
+        entries=entries,
+        committed=entries,
+        rules=rules.to_json(),
+    )
+    folder = destination.temporary()
+    path = os.path.join(folder, "report.json")
+    with open(path, "wb") as file:
+        file.write(status.to_json())
+    destination.durability.publish(path, destination.report(transfer_id))
+    destination.discard(folder)
+    return status
+
+
+class _Look:
+    def __init__(self, db: sqlite3.Connection, walker: Walker) -> None:
+        self._db = db
+        self._walker = walker
+        self._metadata = Metadata(frozenset())
+        self._directories: dict[bytes, int] = {b"": 0}
+        """How many names of the index are in each."""
+
+    def same(self) -> bool:
+        """Whether every entry is in its place. Raises OSError for one that is not there."""
+        dirfd, directories, lstat = self._walker.dirfd, self._directories, os.lstat
+        parent, fd, count = b"", self._walker.root, 0
+        for number, path, kind, size, mtime, ino, ctime in self._db.execute(_QUERY):
+            folder, _, name = path.rpartition(b"/")
+            if folder != parent:
+                directories[parent] += count
+                parent, fd, count = folder, dirfd(folder), 0
+            st = lstat(name or b".", dir_fd=fd)
+            count += 1
+            if kind == FILE:
+                if (
+                    st.st_ino != ino
+                    or st.st_ctime_ns != ctime
+                    or st.st_mtime_ns != mtime
+                    or st.st_size != size
+                ):
+                    return False
+            elif not self._holds(self._entry(number), st, fd, name):
+                return False
+            elif kind == DIRECTORY:
+                directories[path] = 0
+        directories[parent] += count
+        directories[b""] -= 1  # the root is no name in itself
+        return True
+
+    def _entry(self, number: int) -> Entry:
+        row = self._db.execute(f"{SELECT_ENTRY} WHERE id = ?", (number,)).fetchone()
+        return Entry._make(row)
+
+    def _holds(self, entry: Entry, st: os.stat_result, parent: int, name: bytes) -> bool:
+        """Whether a directory, a symlink or a further name is as its entry says."""
+        if entry.kind == HARDLINK:
+            query = "SELECT ino FROM landed WHERE entry_id = ?"
+            row = self._db.execute(query, (entry.link,)).fetchone()
+            return row is not None and bool(row[0] == st.st_ino)
+        if entry.kind == SYMLINK:
+            if not stat.S_ISLNK(st.st_mode) or os.readlink(name, dir_fd=parent) != entry.target:
+                return False
+        elif not stat.S_ISDIR(st.st_mode):
+            return False
+        return self._metadata.matches(entry, st)
+
+    def extra(self) -> bool:
+        """Whether a directory has names that the index lacks, where all that it has are there."""
+        for path, count in self._directories.items():
+            with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(path)) as names:
+                found = sum(1 for _ in names) - (not path and _has_home(self._walker))
+            if found != count:
+                return True
+        return False
+
+
+def _has_home(walker: Walker) -> bool:
+    try:
+        os.stat(HOME, dir_fd=walker.root, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def reopened(destination: Destination, folder: str) -> str:
+    """Write the last commit's index to ``folder/index.db``, as it was offered; returns its path.
+
+    Raises OSError, sqlite3.Error, IndexInvalid.
+    """
+    import shutil
+
+    path = os.path.join(folder, "index.db")
+    shutil.copyfile(destination.ledger, path)
+    db = connect(path, "rw")
+    try:
+        db.execute("PRAGMA journal_mode=OFF")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("BEGIN")
+        db.execute("DROP TABLE landed")
+        db.execute("DELETE FROM meta WHERE key IN ('landed', 'unsynced')")
+        db.execute("COMMIT")
+    finally:
+        db.close()
+    Index(path).close()
+    return path

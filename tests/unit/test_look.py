@@ -1,0 +1,160 @@
+"""A look at the destination: what it sees, and what it lets a sender do without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tar_like.errors import NotFound
+from tar_like.index import Recorded
+from tar_like.proxy.look import Seen, last_index, read_look, run_look
+from tar_like.proxy.place import Destination
+from tar_like.proxy.transfers import Transfers
+from tar_like.rules import Rules
+from tar_like.source import Wanted
+from tar_like.source.folder import FolderSource
+from tests import trees
+from tests.unit.receiver import Job, sync
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def source(work: Path) -> Path:
+    source = work / "src"
+    (source / "d/e").mkdir(parents=True)
+    (source / "d/e/file").write_text("file")
+    (source / "d/after").write_text("after")
+    (source / "d.txt").write_text("text")
+    (source / "link").symlink_to("d/e")
+    os.link(source / "d.txt", source / "d/name")
+    return source
+
+
+@pytest.fixture
+def dest(work: Path, source: Path) -> Path:
+    assert sync(source, work / "dst", algorithm="none") == {}
+    return work / "dst"
+
+
+def look(dest: Path) -> Seen:
+    destination = Destination(str(dest))
+    run_look(destination, TOKEN)
+    seen = read_look(destination, TOKEN)
+    assert seen is not None
+    return seen
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("other"))
+    path.with_name("other").rename(path)
+
+
+def redirect(path: Path) -> None:
+    st = path.lstat()
+    path.unlink()
+    path.symlink_to("elsewhere")
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+
+
+TOUCHES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "bytes": ("d/e/file", lambda path: path.write_text("FILE")),
+    "mode": ("d/e/file", lambda path: path.chmod(0o600)),
+    "time": ("d/after", lambda path: os.utime(path, ns=(1, 1))),
+    "gone": ("d/after", Path.unlink),
+    "folder's mode": ("d/e", lambda path: path.chmod(0o711)),
+    "folder's time": ("d", lambda path: os.utime(path, ns=(1, 1))),
+    "link's target": ("link", redirect),
+    "further name": ("d/name", lambda path: (path.unlink(), path.write_text("text"))),
+    "root": ("", lambda path: path.chmod(0o750)),
+    "moved": ("d/e/file", move),
+}
+
+
+@pytest.mark.parametrize("touch", sorted(TOUCHES))
+def test_what_was_touched_is_seen(source: Path, dest: Path, touch: str) -> None:
+    assert look(dest) == Seen(
+        index=last_index(Destination(str(dest))), ledger=look(dest).ledger, same=True
+    )
+    name, change = TOUCHES[touch]
+    change(dest / name)
+    assert not look(dest).same
+    assert sync(source, dest, algorithm="none") == {}
+    trees.assert_same(source, dest)
+    assert look(dest).same
+
+
+def test_a_name_more_is_seen(dest: Path) -> None:
+    st = (dest / "d/e").stat()
+    (dest / "d/e/more").write_text("")
+    os.utime(dest / "d/e", ns=(st.st_atime_ns, st.st_mtime_ns))
+    assert (look(dest).same, look(dest).extra) == (True, True)
+
+
+def test_attributes_are_not_looked_at(source: Path, dest: Path) -> None:
+    assert sync(source, dest, algorithm="none", xattrs=True) == {}
+    assert not look(dest).same
+
+
+class Looker:
+    """Looks at once, in the process that asks."""
+
+    def __init__(self, dest: Path) -> None:
+        self.destination = Destination(str(dest))
+
+    def commit(self, transfer_id: str, token: str) -> None:
+        raise AssertionError("nothing is to be committed")
+
+    def plan(self, transfer_id: str, token: str, wish: str) -> None:
+        raise AssertionError("nothing is to be planned")
+
+    def look(self, token: str) -> None:
+        run_look(self.destination, token)
+
+
+def test_the_last_tree_again(source: Path, dest: Path) -> None:
+    transfers = Transfers(Destination(str(dest)), Looker(dest))
+    begun = transfers.look()
+    status = transfers.again(begun.index, begun.token, Rules())
+    assert (status.state, status.committed, status.bytes) == ("complete", 8, 0)
+    with pytest.raises(NotFound):
+        transfers.again("0" * 64, begun.token, Rules())
+    with pytest.raises(NotFound):
+        transfers.again("0" * 64, "no such token", Rules())
+    (dest / "d/e/file").write_text("FILE")
+    begun = transfers.look()
+    status = transfers.again(begun.index, begun.token, Rules())
+    assert status.state == "open"
+    assert transfers.look().index == "", "a transfer is under way"
+    assert transfers.get(begun.index).negotiate(4096).bytes == 4
+    transfers.close()
+
+
+def test_what_was_seen_before_another_commit_is_no_answer(source: Path, dest: Path) -> None:
+    transfers = Transfers(Destination(str(dest)), Looker(dest))
+    begun = transfers.look()
+    (source / "new").write_text("new")
+    sync(source, dest, algorithm="none")
+    (source / "new").unlink()
+    with pytest.raises(NotFound):
+        transfers.again(begun.index, begun.token, Rules())
+
+
+def test_a_recorded_scan_has_the_index_s_id_and_gives_the_same_names(
+    work: Path, source: Path
+) -> None:
+    tree = trees.build(work / "hostile", 3, deep=False, files=20)
+    for folder in (source, tree.root):
+        job = Job(folder, work / f"{folder.name}.dst", algorithm="none", negotiate=False)
+        plain = FolderSource(str(folder))
+        recorded = Recorded(FolderSource(str(folder)), Wanted())
+        assert recorded.summary.id == job.id
+        assert recorded.summary.entries == job.transfer.status().entries
+        assert list(recorded.scan(Wanted())) == list(plain.scan(Wanted()))
+        assert list(recorded.scan(Wanted())) == list(recorded.scan(Wanted()))
+        plain.close()
+        recorded.close()
+        job.close()
