@@ -77,12 +77,11 @@ def main() -> int:
 
 
 def fill(root: Path, size: int) -> None:
-    """Files that do not compress, of 16 MiB each."""
+    """Files of 16 MiB that do not compress, no two alike: what is there already is not sent."""
     root.mkdir(parents=True)
-    data = os.urandom(16 << 20)
-    for number in range(-(-size // len(data))):
-        part = data[: min(len(data), size - number * len(data))]
-        (root / f"{number:04}").write_bytes(part)
+    most = 16 << 20
+    for number in range(-(-size // most)):
+        (root / f"{number:04}").write_bytes(os.urandom(min(most, size - number * most)))
 
 
 def hosts(work: Path, counts: list[int]) -> list[str]:
@@ -149,6 +148,7 @@ def _throughput(folder: Path, count: int) -> tuple[float, float]:
         sending = _sending(redis, folder / "dst/.tar_like/transfers" / transfer, upload)
         whole = float(ended_well(upload)["seconds"])
     shutil.rmtree(folder / "dst")
+    assert size / sending * 8 < count * MBIT * 1e6, "that is more than went over the links"
     return size / sending, size / whole
 
 
