@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
 from tar_like.errors import OK, UsageError
-from tar_like.upload.dispatch import Dispatcher, UploadOptions
+
+if TYPE_CHECKING:
+    from tar_like.upload.dispatch import Dispatcher, UploadOptions
 
 
 def add_redis_argument(parser: argparse.ArgumentParser, settings: config.Settings) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions, BuildSummary
+    from tar_like.source import Source
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.wire import Look
 
@@ -57,17 +59,33 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
+    from tar_like.cli.common import build_options
+    from tar_like.cli.s3 import s3_settings
+    from tar_like.source import Begins, open_source
+
+    settings = config.load()
+    build = build_options(options, algorithm="none", fresh=True, jobs=1)
+    with closing(open_source(options.source, s3_settings(options, settings))) as source:
+        if isinstance(source, Begins):
+            source.begin(build.wanted)  # beside the imports that follow, which take a while
+        return _run(options, settings, build, source, output)
+
+
+def _run(
+    options: argparse.Namespace,
+    settings: config.Settings,
+    build: BuildOptions,
+    source: Source,
+    output: Output,
+) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, build_options, forbid_inside, trust
+    from tar_like.cli.common import block_size, forbid_inside, trust
     from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
-    from tar_like.source import open_source
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.upload.run import begin_look
 
-    settings = config.load()
-    build = build_options(options, algorithm="none", fresh=True, jobs=1)
     upload = UploadOptions(
         source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",
@@ -86,22 +104,20 @@ def run(options: argparse.Namespace, output: Output) -> int:
         if options.durability != settings.durability:
             raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
-        open_source(options.source, upload.s3).close()
-        return _sync(options, build, upload, output, look=lambda: begin_look(upload))
+        return _sync(options, build, upload, source, output, look=lambda: begin_look(upload))
     if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
-    open_source(options.source, upload.s3).close()
     if options.detach or (options.redis and options.redis != settings.redis_url):
         raise UsageError("Workers on other hosts need a receiver: give its URL, not a folder.")
     options.redis = ""
     if "://" not in options.source:
         forbid_inside(options.target, options.source)
-    return _sync_to_folder(options, build, upload, output, settings.processes)
+    return _sync_to_folder(options, build, upload, source, output, settings.processes)
 
 
 def _sync_to_folder(
-    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, output: Output,
-    cores: int,
+    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, source: Source,
+    output: Output, cores: int,
 ) -> int:  # fmt: skip
     from tar_like.proxy import durable
     from tar_like.proxy.server import Receiver, ServerOptions
@@ -116,7 +132,7 @@ def _sync_to_folder(
         upload = replace(
             upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
         )
-        code = _sync(options, build, upload, output, receiver.supersede, receiver.look)
+        code = _sync(options, build, upload, source, output, receiver.supersede, receiver.look)
         receiver.close(at_once=code in (OK, SOURCE_TROUBLE))
         return code
 
@@ -125,6 +141,7 @@ def _sync(
     options: argparse.Namespace,
     build: BuildOptions,
     upload: UploadOptions,
+    source: Source,
     output: Output,
     scanned: Callable[[str, str], None] = lambda _source, _id: None,
     look: Callable[[], Look | None] = lambda: None,
@@ -136,24 +153,20 @@ def _sync(
     from tar_like.cli import fanout
     from tar_like.cli.common import say_scanned
     from tar_like.index import Recorded, build_index
-    from tar_like.source import Source, open_source
 
     folder = tempfile.mkdtemp(prefix="tar-like-")
     code = None
     try:
         index_path = options.db or os.path.join(folder, "index.db")
-        source: Source = open_source(options.source, upload.s3)
-        try:
-            begun = look() if _may_look(options, upload) else None
+        begun = look() if _may_look(options, upload) else None
+        with ExitStack() as stack:
             if begun is not None and begun.index:
-                source = recorded = Recorded(source, build.wanted)
+                source = recorded = stack.enter_context(closing(Recorded(source, build.wanted)))
                 code = _if_still_there(recorded.summary, upload, begun, output)
                 if code is not None:
                     return code
             found = build_index(source, index_path, _as_kept(build, index_path))
-            scanned(source.url, found.id)
-        finally:
-            source.close()
+        scanned(source.url, found.id)
         say_scanned(found, output)
         if options.detach:
             code = fanout.detach(options, found.id, output)

@@ -87,5 +87,5 @@ class Recorded:
         return self._source.read(pieces, into)
 
     def close(self) -> None:
+        """Give up the names; the source is closed by whoever opened it."""
         self._names.close()
-        self._source.close()

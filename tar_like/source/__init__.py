@@ -8,10 +8,20 @@ One contract (``contract.Source``), one implementation a file, chosen by URL her
 Not guaranteed: that a tree that changes while it is scanned is seen at one instant.
 """
 
-from tar_like.source.contract import Found, Reading, ReadsAhead, Recognizes, Skipped, Source, Wanted
+from tar_like.source.contract import (
+    Begins,
+    Found,
+    Reading,
+    ReadsAhead,
+    Recognizes,
+    Skipped,
+    Source,
+    Wanted,
+)
 from tar_like.source.registry import open_source
 
 __all__ = [
+    "Begins",
     "Found",
     "Reading",
     "ReadsAhead",

@@ -8,6 +8,8 @@ process that has threads forks none: there the scan stays where it is.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import marshal
 import os
@@ -16,7 +18,7 @@ import struct
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tar_like.errors import SourceUnusable
 from tar_like.process import start_pool_worker
@@ -25,25 +27,30 @@ from tar_like.source.contract import Found, Skipped
 FIRST = 1000
 """Names that are scanned before a process is worth its start."""
 CHUNK = 256
+AHEAD = 1 << 20
+"""Bytes of names that may wait to be taken."""
 _LENGTH = struct.Struct("<I")
 _END = _LENGTH.pack(0)
 
 
 def ahead(scan: Iterator[Found | Skipped]) -> Iterator[Found | Skipped]:
-    """The same names in the same order. Raises SourceUnusable when the scanning process dies."""
-    yield from itertools.islice(scan, FIRST)
-    following = next(scan, None)
-    if following is None:
-        return
-    yield following
-    if threading.active_count() > 1:
-        yield from scan
-    else:
-        yield from _from_child(scan)
+    """The same names in the same order; the scan has begun when this returns.
+
+    Iterating raises SourceUnusable when the scanning process dies.
+    """
+    first = list(itertools.islice(scan, FIRST + 1))
+    if len(first) <= FIRST or threading.active_count() > 1:
+        return itertools.chain(first, scan)
+    rest = _from_child(scan)
+    next(rest)
+    return itertools.chain(first, cast(Iterator[Found | Skipped], rest))
 
 
-def _from_child(scan: Iterator[Found | Skipped]) -> Iterator[Found | Skipped]:
+def _from_child(scan: Iterator[Found | Skipped]) -> Iterator[Found | Skipped | None]:
+    """None, once the child has begun; then what it finds."""
     reader, writer = os.pipe()
+    with contextlib.suppress(OSError):  # more than a user may have, maybe
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, AHEAD)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -52,10 +59,12 @@ def _from_child(scan: Iterator[Found | Skipped]) -> Iterator[Found | Skipped]:
     os.close(writer)
     try:
         with open(reader, "rb", 1 << 16) as pipe:
+            yield None
             yield from _received(pipe)
     finally:
-        os.kill(pid, signal.SIGKILL)  # it has ended, or nobody wants the rest
-        os.waitpid(pid, 0)
+        if os.getpid() == parent:  # and not another child of it, which has this object too
+            os.kill(pid, signal.SIGKILL)  # it has ended, or nobody wants the rest
+            os.waitpid(pid, 0)
 
 
 def _run_child(parent: int, scan: Iterator[Found | Skipped], writer: int) -> None:

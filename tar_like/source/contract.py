@@ -88,6 +88,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Begins(Protocol):
+    """A source that can scan while something else is done."""
+
+    def begin(self, wanted: Wanted) -> None:
+        """Begin a scan; the ``scan`` of just this goes on with it. Raises SourceUnusable."""
+
+
+@runtime_checkable
 class Recognizes(Protocol):
     """A source whose versions of a file are told apart by ctime, if an index is of this very tree.
 

@@ -43,6 +43,7 @@ class FolderSource:
     def __init__(self, base: str) -> None:
         self._base = os.path.abspath(base)
         self._recognized = False
+        self._begun: tuple[Wanted, Iterator[Found | Skipped]] | None = None
         try:
             self._walker = Walker(self._base)
         except FileNotFoundError:
@@ -57,10 +58,15 @@ class FolderSource:
         return self._base
 
     def close(self) -> None:
+        self._begun = None
         self._walker.close()
 
+    def begin(self, wanted: Wanted) -> None:
+        self._begun = wanted, ahead(self._scan(wanted))
+
     def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
-        return ahead(self._scan(wanted))
+        begun, self._begun = self._begun, None
+        return begun[1] if begun and begun[0] == wanted else ahead(self._scan(wanted))
 
     def _scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         root = self._stat(b"", b"", b".", wanted)

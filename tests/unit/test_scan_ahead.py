@@ -79,7 +79,7 @@ def test_a_scan_left_early_leaves_no_process() -> None:
     for _ in range(FIRST + 10):
         next(scan)
     assert len(_children() - before) == 1
-    scan.close()  # type: ignore[attr-defined]
+    del scan
     assert _children() == before
 
 
