@@ -7,12 +7,16 @@ A file that others made is opened read-only, and nothing in its schema is truste
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
 from urllib.parse import quote
 
-from tar_like.errors import shown
+from tar_like.errors import cause, shown
+
+_FDS = "/proc/self/fd"
 
 DatabaseError = sqlite3.Error
 """What any of these connections may raise."""
@@ -30,11 +34,58 @@ def uri(path: str, mode: str) -> str:
 
 
 def connect(path: str, mode: str = "rwc") -> sqlite3.Connection:
-    """A connection without implicit transactions. Raises sqlite3.Error, also for a FIFO, say."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
+    """A connection without implicit transactions. Raises sqlite3.Error."""
+    with _guarded(path, mode):
+        return sqlite3.connect(
+            uri(path, "rw" if mode == "rwc" else mode),
+            uri=True, isolation_level=None, check_same_thread=False,
+        )  # fmt: skip
+
+
+def attach(db: sqlite3.Connection, path: str, name: str) -> None:
+    """Have a connection read a second file, as the schema ``name``. Raises sqlite3.Error."""
+    with _guarded(path, "ro"):
+        db.execute(f"ATTACH ? AS {name}", (uri(path, "ro"),))
+
+
+@contextlib.contextmanager
+def _guarded(path: str, mode: str) -> Iterator[None]:
+    """See that SQLite opens the file that ``path`` names now, and no FIFO, which it would wait for.
+
+    SQLite puts the names that symlinks stand for in their place before it opens a file, those in
+    /proc/self/fd as well. Somebody may rename a folder on the way meanwhile.
+    """
+    flags = os.O_RDONLY if mode == "ro" else os.O_RDWR
+    flags |= os.O_CREAT if mode == "rwc" else 0
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _as_sqlite(error) from None
+    try:
+        wanted = os.fstat(fd)
+        if not stat.S_ISREG(wanted.st_mode):
             raise sqlite3.OperationalError("it is no regular file")
-    return sqlite3.connect(uri(path, mode), uri=True, isolation_level=None, check_same_thread=False)
+        yield
+        if not any(_is(number, wanted) for number in os.listdir(_FDS) if number != str(fd)):
+            raise sqlite3.OperationalError("another file has taken its place")
+    finally:
+        os.close(fd)
+
+
+def _as_sqlite(error: OSError) -> sqlite3.Error:
+    """As SQLite says it; a full disk keeps its name."""
+    found = sqlite3.OperationalError(cause(error))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        found.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return found
+
+
+def _is(number: str, wanted: os.stat_result) -> bool:
+    try:
+        st = os.fstat(int(number))
+    except OSError:
+        return False
+    return (st.st_dev, st.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
 def connect_readonly(path: str) -> sqlite3.Connection:

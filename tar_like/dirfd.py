@@ -11,10 +11,21 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from types import TracebackType
 
 KEEP = 32
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_file(path: str | bytes, flags: int, mode: int = 0o600, dir_fd: int | None = None) -> int:
+    """An fd of a regular file: no symlink is followed, and no FIFO waited for. Raises OSError."""
+    fd = os.open(path, flags | _FILE, mode, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return fd
 
 
 class Walker:

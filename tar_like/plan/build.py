@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 
-from tar_like.database import scratch, uri
+from tar_like.database import attach, scratch
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent, place
 from tar_like.plan import schema
@@ -39,7 +39,7 @@ def build_plan(
 
 def _create(db: sqlite3.Connection, index_path: str) -> None:
     db.execute("COMMIT")
-    db.execute("ATTACH ? AS idx", (uri(index_path, "ro"),))
+    attach(db, index_path, "idx")
     db.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
     db.execute(f"PRAGMA user_version={schema.VERSION}")
     db.execute("BEGIN")

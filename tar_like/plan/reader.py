@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from itertools import groupby, starmap
 
-from tar_like.database import connect_readonly, uri
+from tar_like.database import attach, connect_readonly
 from tar_like.errors import IndexInvalid
 from tar_like.layout import Entry, Extent, Piece, block_count, block_range, clip
 from tar_like.plan import schema
@@ -51,7 +51,7 @@ class Plan:
         """Raises IndexInvalid when the two files do not belong together."""
         try:
             self._db = connect_readonly(path)
-            self._db.execute("ATTACH ? AS idx", (uri(index_path, "ro"),))
+            attach(self._db, index_path, "idx")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             application = self._db.execute("PRAGMA application_id").fetchone()[0]
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
@@ -106,7 +106,7 @@ class Plan:
 
         As (entry id, numbers of its blocks), in order.
         """
-        self._db.execute("ATTACH ? AS begun", (uri(begun, "ro"),))
+        attach(self._db, begun, "begun")
         rows = self._db.execute(_TOUCHED)
         for entry_id, extents in groupby(rows, key=lambda row: int(row[1])):
             blocks = sorted({n for row in extents for n in self.blocks_of(Extent._make(row))})

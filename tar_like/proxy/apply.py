@@ -18,7 +18,7 @@ import stat
 from dataclasses import dataclass, field
 
 from tar_like import digest
-from tar_like.database import connect_readonly, uri
+from tar_like.database import attach, connect_readonly
 from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
@@ -142,7 +142,7 @@ class Applier:
             self._db = connect_readonly(self._index.path)
             for name in ("verified", "kept", "plan"):
                 path = os.path.join(self._path, f"{name}.db")
-                self._db.execute(f"ATTACH ? AS {name}", (uri(path, "ro"),))
+                attach(self._db, path, name)
         return self._db
 
     def _apply_file(

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable
 
 from tar_like.chunks import Chunk
+from tar_like.dirfd import open_file
 
 _ROW = struct.Struct("<QI12s")
 
@@ -28,7 +29,7 @@ class ChunkCache:
     def read(self, name: str, average: int) -> list[Chunk] | None:
         """A list; None when it is not there or damaged."""
         try:
-            with open(self._path(name, average), "rb") as file:
+            with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
                 rows = _ROW.iter_unpack(file.read())
                 return [Chunk(start, start + length, found) for start, length, found in rows]
         except (OSError, struct.error):

@@ -25,7 +25,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
-from tar_like.database import connect, scratch, uri
+from tar_like.database import attach, connect, scratch
+from tar_like.dirfd import open_file
 from tar_like.errors import Conflict, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
@@ -58,7 +59,7 @@ OUTCOME_SIZE = 4096
 def read_outcome(path: str) -> Outcome | None:
     """The last outcome in a transfer's folder."""
     try:
-        with open(os.path.join(path, "outcome.json"), "rb") as file:
+        with open(open_file(os.path.join(path, "outcome.json"), os.O_RDONLY), "rb") as file:
             return Outcome(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None
@@ -82,7 +83,7 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
 
 
 def _take_lock(path: str) -> int:
-    fd = os.open(os.path.join(path, COMMIT_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_file(os.path.join(path, COMMIT_LOCK), os.O_RDWR | os.O_CREAT)
     fcntl.flock(fd, fcntl.LOCK_EX)
     os.stat(os.path.join(path, "plan.db"))
     return fd
@@ -95,7 +96,7 @@ def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | 
 
 def _write_outcome(path: str, outcome: Outcome) -> None:
     temporary = os.path.join(path, OUTCOME_ROOM)
-    with open(temporary, "r+b" if os.path.exists(temporary) else "wb") as file:
+    with open(open_file(temporary, os.O_RDWR | os.O_CREAT), "r+b") as file:
         file.write(json.dumps(asdict(outcome)).encode().ljust(OUTCOME_SIZE))
     os.replace(temporary, os.path.join(path, "outcome.json"))
 
@@ -106,7 +107,7 @@ def _keep_room(path: str) -> None:
     if os.path.exists(last):
         os.replace(last, room)
     elif not os.path.exists(room):
-        with open(room, "wb") as file:
+        with open(open_file(room, os.O_WRONLY | os.O_CREAT), "wb") as file:
             file.write(b" " * OUTCOME_SIZE)
 
 
@@ -318,7 +319,7 @@ class _Commit:
         ledger = os.path.join(folder, "ledger.db")
         shutil.copyfile(self._index.path, ledger)
         db = connect(ledger)
-        db.execute("ATTACH ? AS source", (uri(os.path.join(self._path, "landed.db"), "ro"),))
+        attach(db, os.path.join(self._path, "landed.db"), "source")
         db.execute("PRAGMA journal_mode=OFF")
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
@@ -393,8 +394,9 @@ class _Progress:
         self._count += count
         if time.monotonic() - self._last > 0.2:
             self._last = time.monotonic()
-            with contextlib.suppress(OSError), open(self._path, "w", encoding="ascii") as file:
-                file.write(str(self._count))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with contextlib.suppress(OSError), open(open_file(self._path, flags), "wb") as file:
+                file.write(str(self._count).encode())
 
 
 class _Pool:
@@ -497,5 +499,5 @@ def _new_database(path: str, table: str) -> sqlite3.Connection:
 
 
 def _remove(path: str) -> None:
-    if os.path.exists(path):
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

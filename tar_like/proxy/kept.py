@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 
-from tar_like.database import connect, scratch, uri
+from tar_like.database import attach, connect, scratch
 from tar_like.proxy.durable import FULL, Durability, machine, may_be_lost
 from tar_like.proxy.ledger import LANDED
 
@@ -87,7 +87,7 @@ def bytes_of_twins(path: str) -> int:
     """Bytes that the twins of a transfer (its folder) will take."""
     db = connect(os.path.join(path, "kept.db"), "ro")
     try:
-        db.execute("ATTACH ? AS idx", (uri(os.path.join(path, "index.db"), "ro"),))
+        attach(db, os.path.join(path, "index.db"), "idx")
         query = "SELECT coalesce(sum(size), 0) FROM twin JOIN idx.entry ON id = entry_id"
         return int(db.execute(query).fetchone()[0])
     finally:

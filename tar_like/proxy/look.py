@@ -19,7 +19,7 @@ import stat
 from dataclasses import asdict, dataclass
 
 from tar_like.database import connect
-from tar_like.dirfd import Walker
+from tar_like.dirfd import Walker, open_file
 from tar_like.index import Index
 from tar_like.index.schema import SELECT_ENTRY
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
@@ -66,7 +66,7 @@ def read_look(destination: Destination, token: str) -> Seen | None:
     if not _TOKEN.fullmatch(token):
         return None
     try:
-        with open(_path(destination, token), "rb") as file:
+        with open(open_file(_path(destination, token), os.O_RDONLY), "rb") as file:
             return Seen(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None

@@ -21,10 +21,11 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
+import weakref
 from collections.abc import Iterator
 
+from tar_like.dirfd import open_file
 from tar_like.errors import NotFound, TarLikeError, UsageError, cause
 from tar_like.proxy.durable import FULL, Durability
 from tar_like.wire import Status
@@ -35,6 +36,7 @@ PLAN_LOCK = "plan.lock"
 COMMIT_LOCK = "commit.lock"
 """Of a transfer: exclusive for its commit. Of a destination: whose turn it is."""
 KEEP_REPORTS = 16
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,7 +48,7 @@ def held(path: str, *, shared: bool = False, wait: float = math.inf) -> Iterator
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + wait
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         while True:
             try:
@@ -68,14 +70,15 @@ class Destination:
         self.root = os.path.abspath(root)
         self.durability = durability
         self.home = os.path.join(self.root, HOME)
+        """Once it is prepared, by the folder itself and not by its name."""
 
     def prepare(self) -> None:
         """Make the folders. Raises TarLikeError when the destination cannot be used."""
         try:
             os.makedirs(self.root, exist_ok=True)
-            self._own(self.home)
+            self._hold(self._own(os.path.join(self.root, HOME), HOME))
             for name in ("transfers", "donors", "completed", "chunks", "looks", "tmp"):
-                self._own(os.path.join(self.home, name))
+                os.close(self._own(os.path.join(self.home, name), f"{HOME}/{name}"))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
         except OSError as error:
@@ -83,24 +86,32 @@ class Destination:
                 f"The destination {self.root} cannot be used: {cause(error)}."
             ) from None
 
-    @staticmethod
-    def _own(path: str) -> None:
+    def _hold(self, fd: int) -> None:
+        """From now on ``home`` is this folder, wherever its name in DEST may come to lead."""
+        weakref.finalize(self, os.close, fd)
+        self.home = f"/proc/self/fd/{fd}"
+
+    def _own(self, path: str, name: str) -> int:
         """Make a folder of ours, or see that it is one. Raises UsageError, OSError.
 
         What is in it is removed without asking, so it must be no symlink to elsewhere, nor, for
         root, in the hands of another user.
         """
+        named = os.path.join(self.root, name)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        st = os.lstat(path)
-        if not stat.S_ISDIR(st.st_mode):
-            raise UsageError(f"{path} is not a folder of tar-like's own: remove it.")
-        if st.st_uid != os.geteuid() and os.geteuid() == 0:
-            raise UsageError(f"{path} belongs to another user: run as that user, or remove it.")
+        try:
+            fd = os.open(path, _FOLDER)
+        except NotADirectoryError:
+            raise UsageError(f"{named} is not a folder of tar-like's own: remove it.") from None
+        if os.fstat(fd).st_uid != os.geteuid() and os.geteuid() == 0:
+            os.close(fd)
+            raise UsageError(f"{named} belongs to another user: run as that user, or remove it.")
+        return fd
 
     def lock(self, *, exclusive: bool) -> int:
         """Hold the destination until the returned fd is closed. Raises TarLikeError if taken."""
-        fd = os.open(os.path.join(self.home, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_file(os.path.join(self.home, "lock"), os.O_RDWR | os.O_CREAT)
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -176,7 +187,7 @@ class Destination:
     def read_report(self, transfer_id: str) -> Status | None:
         """How a finished transfer ended, if that is still known."""
         try:
-            with open(self.report(transfer_id), "rb") as file:
+            with open(open_file(self.report(transfer_id), os.O_RDONLY), "rb") as file:
                 return Status.from_json(file.read())
         except FileNotFoundError:
             return None
@@ -207,7 +218,7 @@ class Destination:
     def mark(self, transfer_id: str) -> None:
         """Note that somebody asked for a transfer, so that it does not expire."""
         with contextlib.suppress(FileNotFoundError):
-            os.utime(os.path.join(self.transfer(transfer_id), "index.db"))
+            os.utime(os.path.join(self.transfer(transfer_id), "index.db"), follow_symlinks=False)
 
     def discard(self, path: str) -> None:
         """Remove a folder of ours, at once by name, then its content."""

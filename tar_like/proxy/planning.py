@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
 from tar_like.chunks import SMALLEST_FILE
+from tar_like.dirfd import open_file
 from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
@@ -81,7 +82,7 @@ def write_outcome(path: str, token: str, outcome: Outcome) -> None:
 def read_outcome(path: str, token: str) -> Outcome | None:
     """Why planning failed that was asked for with this token; None when it did not, or not yet."""
     try:
-        with open(os.path.join(path, "planning.json"), "rb") as file:
+        with open(open_file(os.path.join(path, "planning.json"), os.O_RDONLY), "rb") as file:
             outcome = Outcome(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None

@@ -31,6 +31,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from tar_like.codec import REASONS
+from tar_like.dirfd import open_file
 from tar_like.proxy.durable import machine, may_be_lost, write_all
 
 _HEAD = struct.Struct("<cI")
@@ -78,8 +79,7 @@ class ReceiptLog:
     def _begin(self) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.log"
         self.path = os.path.join(self._directory, name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(self.path, flags, 0o600)
+        fd = open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         head = _record(b"H", machine())
         try:
             write_all(fd, head, 0)
@@ -261,7 +261,7 @@ class Receipts:
             return
         if state is None:
             state = self._logs[name] = _LogState()
-        with open(path, "rb") as file:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
             file.seek(state.position)
             data = file.read()
         start = state.position

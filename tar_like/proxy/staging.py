@@ -13,11 +13,12 @@ import os
 import sqlite3
 import weakref
 
+from tar_like.dirfd import open_file
 from tar_like.errors import NoSpace
 from tar_like.proxy.durable import write_all
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT
+_REOPEN = os.O_RDWR
 MODE = 0o644
 """Of a staged file: what most files have, so that few have to be given another. Nobody else
 comes to where it lies."""
@@ -60,10 +61,10 @@ class Staging:
 
     def _open(self, name: str, flags: int) -> int:
         try:
-            return os.open(name, flags, MODE, dir_fd=self._fd)
+            return open_file(name, flags, MODE, self._fd)
         except PermissionError:  # verification has given it its mode, and it is needed again
             os.chmod(name, MODE, dir_fd=self._fd)
-            return os.open(name, flags, MODE, dir_fd=self._fd)
+            return open_file(name, flags, MODE, self._fd)
 
     def make_shard(self, entry_id: int) -> None:
         """Make the folder that a staged file lies in."""
@@ -92,9 +93,7 @@ class Staging:
 
     def open(self, entry_id: int) -> int:
         """A readable fd of a staged file. Raises FileNotFoundError when there is none."""
-        return os.open(
-            self.name(entry_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd
-        )
+        return open_file(self.name(entry_id), os.O_RDONLY, dir_fd=self._fd)
 
 
 def mapped(error: OSError | sqlite3.Error) -> Exception:

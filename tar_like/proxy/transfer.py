@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from tar_like import codec, digest
 from tar_like.codec import CHANGED
+from tar_like.dirfd import open_file
 from tar_like.errors import (
     BlockInvalid,
     Conflict,
@@ -60,7 +61,7 @@ class Transfer:
         self._lock = threading.Lock()
         try:
             self._identity = os.stat(self.path).st_ino
-            self._index = Index(os.path.join(self.path, "index.db"))
+            self._index = Index(os.path.join(self.path, "index.db"), "The index of this transfer")
             self._staging = Staging(os.path.join(self.path, "stage"))
             self._plan: Plan | None = None
             if os.path.exists(self.plan_path):
@@ -215,8 +216,14 @@ class Transfer:
                 if self._plan is None:
                     if not os.path.exists(self.plan_path):
                         raise NotFound("There is no plan yet: negotiate it first.")
-                    self._plan = Plan(self.plan_path, self.index_path)
+                    self._plan = self._open_plan()
         return self._plan
+
+    def _open_plan(self) -> Plan:
+        try:
+            return Plan(self.plan_path, self.index_path)
+        except IndexInvalid as error:
+            raise _damaged(error) from None
 
     def status(self) -> Status:
         """What is there now."""
@@ -250,7 +257,7 @@ class Transfer:
     def committing(self) -> bool:
         """Whether a commit is running, on any host."""
         try:
-            fd = os.open(os.path.join(self.path, "commit.lock"), os.O_RDWR | os.O_CLOEXEC)
+            fd = open_file(os.path.join(self.path, "commit.lock"), os.O_RDWR)
         except OSError:
             return False
         try:
@@ -441,6 +448,12 @@ class Transfer:
             self.close()
 
 
+def _damaged(error: IndexInvalid) -> ReceiverFailed:
+    """What is wrong with a file of the receiver's own, without its path."""
+    what = str(error).rpartition("/")[2]
+    return ReceiverFailed(f"The receiver's own records are damaged ({what.rstrip('.')}).")
+
+
 def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     """Take up an index that was written to ``folder/index.db``: validate, then publish.
 
@@ -496,7 +509,7 @@ def _publish(destination: Destination, folder: str, final: str) -> bool:
 def read_progress(path: str) -> int:
     """How many entries a running commit has dealt with."""
     try:
-        with open(os.path.join(path, "progress"), "rb") as file:
+        with open(open_file(os.path.join(path, "progress"), os.O_RDONLY), "rb") as file:
             return int(file.read() or b"0")
     except (OSError, ValueError):
         return 0

@@ -63,6 +63,13 @@ class Job:
         """The transfer's folder."""
         return Path(self.transfer.path)
 
+    def reopen(self) -> None:
+        """Go on with what lies at the destination's path now."""
+        self.transfer.close()
+        self.destination = Destination(str(self.dest), self.destination.durability)
+        self.destination.prepare()
+        self.transfer = Transfer(self.destination, self.id)
+
     def offer(self) -> None:
         folder = self.destination.temporary()
         shutil.copyfile(self.index, os.path.join(folder, "index.db"))

@@ -99,6 +99,7 @@ def test_a_commit_that_is_killed_at_any_step_can_be_run_again(
     for step in range(0, 1000, 1 if old else 4):
         shutil.rmtree(dest)
         shutil.copytree(kept, dest, symlinks=True)
+        job.reopen()
 
         def die(after: int = step) -> None:
             Death(after).arm()
