@@ -38,6 +38,20 @@ class Rules:
             for key, value in asdict(self.canonical).items()
         }
 
+    update: bool = False
+    """Pass over files that are newer at the destination."""
+    existing: bool = False
+    """Pass over what is not at the destination."""
+    ignore_existing: bool = False
+    """Pass over what is at the destination."""
+    size_only: bool = False
+    """A file of the same size is the same file."""
+
+    @property
+    def planning(self) -> tuple[bool, ...]:
+        """Those that a plan depends on."""
+        return self.update, self.existing, self.ignore_existing, self.size_only
+
     def write(self, folder: str) -> None:
         """Keep them in a folder."""
         with open(os.path.join(folder, RULES), "w", encoding="ascii") as file:

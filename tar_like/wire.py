@@ -19,6 +19,7 @@ from tar_like.errors import BlockInvalid, IndexInvalid, TooLarge
 
 ROOT = "/tar"
 DIGEST_HEADER = "repr-digest"
+PLAN_HEADER = "tar-like-plan"
 DIGEST_NAME = "blake3-pieces"
 PROBLEM = "application/problem+json"
 BITMAP = "application/octet-stream"
@@ -74,6 +75,8 @@ class Status:
     """Blocks whose staged bytes failed verification in the last commit: they are missing again."""
     rules: dict[str, Any] = field(default_factory=dict)
     """The rules it is transferred by (rules.Rules)."""
+    passed: int = 0
+    """Entries that the rules leave as they are at the destination; when ``complete``."""
     deleted: int = 0
     """Names that were removed because the index does not list them."""
     held: str = ""

@@ -198,6 +198,7 @@ def report_upload(summary: Any, output: Output) -> int:
         output.say(
             f"{'Complete and verified' if not summary.failures else 'All others are in place'}: "
             f"{f'{summary.deleted} names deleted, ' if summary.deleted else ''}"
+            f"{f'{summary.passed} passed over, ' if summary.passed else ''}"
             f"{size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
             f"{size(summary.wire_bytes)} on the wire, {output.seconds:.1f} s."
         )

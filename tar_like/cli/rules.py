@@ -24,6 +24,18 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         "--backup-dir", metavar="DIR", default="",
         help="keep what is replaced or deleted in this folder of TARGET",
     )  # fmt: skip
+    group.add_argument(
+        "-u", "--update", action="store_true", help="leave files alone that are newer at TARGET"
+    )
+    group.add_argument(
+        "--existing", action="store_true", help="make nothing that is not at TARGET already"
+    )
+    group.add_argument(
+        "--ignore-existing", action="store_true", help="leave alone what is at TARGET already"
+    )
+    group.add_argument(
+        "--size-only", action="store_true", help="take files of the same size for the same"
+    )
 
 
 def rules(options: argparse.Namespace) -> Rules:
@@ -33,5 +45,9 @@ def rules(options: argparse.Namespace) -> Rules:
         ignore_errors=options.ignore_errors,
         regexes=tuple(options.regexes),
         patterns=tuple(options.patterns),
+        update=options.update,
+        existing=options.existing,
+        ignore_existing=options.ignore_existing,
+        size_only=options.size_only,
         backup_dir=options.backup_dir and posixpath.normpath(options.backup_dir),
     ).checked()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 
@@ -51,6 +52,7 @@ def _finish(
     db: sqlite3.Connection, index: Index, block_size: int, *, length: int, total: int, files: int
 ) -> None:
     meta = {
+        "id": secrets.token_hex(16),
         "index": index.id,
         "block_size": str(block_size),
         "length": str(length),

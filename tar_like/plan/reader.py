@@ -62,6 +62,8 @@ class Plan:
             raise IndexInvalid(f"{path} is no plan of this version.")
         if index_id is None or meta.get("index") != index_id[0]:
             raise IndexInvalid(f"The plan {path} belongs to another index.")
+        self.id: str = meta.get("id", "")
+        """Another one for each plan, also of the same index."""
         self.index_id: str = meta["index"]
         self.block_size = int(meta["block_size"])
         self.length = int(meta["length"])

@@ -49,6 +49,7 @@ from tar_like.wire import (
     DIGEST_HEADER,
     LOOKING,
     OPEN,
+    PLAN_HEADER,
     ROOT,
     Inflater,
     Status,
@@ -264,7 +265,9 @@ class _Service:
         block_size, block_no = _number(params["block_size"]), _number(params["block_no"])
         length = _content_length(request)
         claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
+        plan_id = request.headers.get(PLAN_HEADER, "")
         transfer = await self._run(lambda: self._transfers.get(params["id"]))
+        await self._run(lambda: transfer.check_plan(plan_id))
         await self._run(lambda: transfer.check_length(block_size, block_no, length))
         body: Body | None = request.scope.get("extensions", {}).get(BODY_EXTENSION)
         if body is not None:

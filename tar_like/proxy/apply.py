@@ -25,8 +25,10 @@ from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.backup import Backup
 from tar_like.proxy.deletion import Deletion
+from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
+from tar_like.proxy.passing import Passing
 from tar_like.proxy.staging import Staging
 from tar_like.rules import Rules
 from tar_like.wire import Failure
@@ -79,6 +81,9 @@ class Applier:
         self._backup = Backup(root, folder) if folder else None
         self._may_clear = self._rules.delete and whole
         """Whether a directory that is not empty gives way to what is none."""
+        self._kept = Kept(os.path.join(path, "kept.db"))
+        self._passing = Passing(self._rules, self._walker)
+        self._wary = self._rules.update or self._rules.ignore_existing
         self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
@@ -87,6 +92,8 @@ class Applier:
         failures = []
         for entry in self._index.of_kind(DIRECTORY):
             try:
+                if self._kept.passes(entry.id):
+                    continue
                 if entry.path:
                     self._make_directory(entry)
                 else:
@@ -122,12 +129,16 @@ class Applier:
         db = self._known()
         for entry_id, path, size, mtime, content in db.execute(_VERIFIED, (first, stop)):
             try:
-                applied.landed.append(self._put_in_place(entry_id, path, size, mtime, content))
+                if not (self._wary and self._passed_now(entry_id)):
+                    row = self._put_in_place(entry_id, path, size, mtime, content)
+                    applied.landed.append(row)
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(path, error))
         for row in db.execute(_OTHERS, (first, stop)):
             entry = Entry._make(row[:15])
             try:
+                if self._kept.passes(entry.id):
+                    continue
                 if entry.kind == SYMLINK:
                     self._apply_symlink(entry)
                 elif (landed := self._apply_file(entry, *row[15:])) is not None:
@@ -135,6 +146,10 @@ class Applier:
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(entry.path, error))
         return applied
+
+    def _passed_now(self, entry_id: int) -> bool:
+        """Whether a staged file must not take its place any more, by what has come there since."""
+        return self._staging.holds(entry_id) and self._passing.passes(self._index.entry(entry_id))
 
     def _known(self) -> sqlite3.Connection:
         """The index, joined to what is known of its files: verified, kept or bare."""
@@ -206,7 +221,8 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         same = st.st_ino == kept.ino and st.st_size == entry.size
         # Another ctime: touched by us before a crash, or by somebody else. The content tells.
-        if not same or (st.st_ctime_ns != kept.ctime and not self._holds(name, parent, kept)):
+        touched = st.st_ctime_ns != kept.ctime and kept.digest != b""
+        if not same or (touched and not self._holds(name, parent, kept)):
             raise _Refused("was changed in the destination during the transfer: run it again")
         if not self._metadata.matches(entry, st) or self._index.xattr_names:
             fd = os.open(name, _READ, dir_fd=parent)
@@ -255,6 +271,8 @@ class Applier:
             applied.count += 1
             first = self._index.entry(entry.link)
             try:
+                if self._kept.passes(entry.id) or self._kept.passes(entry.link):
+                    continue
                 if entry.link in refused:
                     text = f"is a hard link to {shown(first.path)}, which did not arrive"
                     raise _Refused(text, source=True)
@@ -287,6 +305,8 @@ class Applier:
         """The directories' own metadata, children first."""
         failures = []
         for entry in self._index.backwards(DIRECTORY):
+            if self._kept.passes(entry.id):
+                continue
             try:
                 fd = os.open(
                     b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,

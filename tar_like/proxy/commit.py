@@ -39,10 +39,11 @@ from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.kept import Kept
-from tar_like.proxy.ledger import LANDED, UNSYNCED
+from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
+from tar_like.proxy.transfer import begin_anew
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Twin, Unit, UnitResult, Verifier, read_back, units
 from tar_like.rules import Rules
@@ -133,7 +134,7 @@ class _Commit:
         self._adoption = Adoption(self._path, destination.donors_folder(transfer_id))
         self._progress = _Progress(self._path)
         self._rules = Rules.read(self._path)
-        self._deleted = 0
+        self._deleted = self._passed = 0
         self._undeleted: list[Failure] = []
         self._held = ""
         # Open from the start: its sync tells of every write that failed since then.
@@ -147,6 +148,9 @@ class _Commit:
         self._check_complete()
         with held(os.path.join(self._path, PLAN_LOCK)):
             pass  # blocks that are being taken in are staged now, and none will be any more
+        if not self._still_holds():
+            begin_anew(self._destination, self._id, self._rules)
+            return Outcome(token="")
         with _Pool(self._jobs, self._path, self._destination.root) as pool:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
@@ -158,6 +162,25 @@ class _Commit:
             failures += self._apply(pool)
         self._finish(failures)
         return None
+
+    def _still_holds(self) -> bool:
+        """Whether what was found at the destination when this was planned is still there.
+
+        Another transfer may have been committed since. False also where that came between two
+        attempts of this one.
+        """
+        kept = Kept(os.path.join(self._path, "kept.db"))
+        try:
+            self._passed = kept.passed_count
+            if plan_of(self._destination.ledger) in (kept.ledger, self._plan.id):
+                return True
+            return (
+                not self._verified
+                and not kept.passed_count
+                and kept.holds(self._index.path, self._destination.root)
+            )
+        finally:
+            kept.close()
 
     def _check_complete(self) -> None:
         """Raises Conflict when blocks are missing.
@@ -324,7 +347,8 @@ class _Commit:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
         db.execute(LANDED)
-        db.execute("INSERT INTO landed SELECT * FROM source.landed")
+        db.execute("INSERT INTO landed SELECT * FROM source.landed WHERE digest != x''")
+        db.execute("INSERT INTO meta VALUES ('plan', ?)", (self._plan.id,))
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
         if not self._destination.durability.lasts:
@@ -364,6 +388,7 @@ class _Commit:
             files=self._plan.files,
             entries=self._index.entry_count,
             committed=self._index.entry_count - len(failures),
+            passed=self._passed,
             deleted=self._deleted,
             rules=self._rules.to_json(),
             held=self._held,

@@ -3,6 +3,8 @@
 kept.db = landed(entry_id, digest, ino, ctime)   in its place already
         + assembled(entry_id, digest, whole)     staged, wholly or in part, from local content
         + twin(entry_id, first)                  the same as an earlier file that is sent
+        + passed(entry_id)                       of whatever kind: the rules leave it as it is
+        + ledger(plan)                           the plan by which the ledger was made
 """
 
 from __future__ import annotations
@@ -12,11 +14,16 @@ import sqlite3
 from collections.abc import Iterator
 
 from tar_like.database import attach, connect, scratch
+from tar_like.dirfd import Walker
 from tar_like.proxy.durable import FULL, Durability, machine, may_be_lost
 from tar_like.proxy.ledger import LANDED
 
+PASSED = "CREATE TABLE passed (entry_id INTEGER PRIMARY KEY)"
+LEDGER = "CREATE TABLE ledger (plan TEXT NOT NULL)"
 _TABLES = (
     LANDED,
+    PASSED,
+    LEDGER,
     """CREATE TABLE assembled (
   entry_id INTEGER PRIMARY KEY,
   digest BLOB NOT NULL,
@@ -53,6 +60,7 @@ class Kept:
 
     def __init__(self, path: str) -> None:
         self._db = connect(path, "ro")
+        self.passed_count = int(self._db.execute("SELECT count(*) FROM passed").fetchone()[0])
         self._some = self._db.execute("SELECT 1 FROM assembled LIMIT 1").fetchone() is not None
 
     @property
@@ -60,6 +68,27 @@ class Kept:
         """Whether what was staged is still what was proven: no power cut may have undone it."""
         row = self._db.execute("SELECT machine FROM unsynced").fetchone()
         return row is None or not may_be_lost(bytes(row[0]), machine())
+
+    def passes(self, entry_id: int) -> bool:
+        """Whether an entry is passed over."""
+        query = "SELECT 1 FROM passed WHERE entry_id = ?"
+        return self.passed_count > 0 and self._db.execute(query, (entry_id,)).fetchone() is not None
+
+    @property
+    def ledger(self) -> str:
+        """The plan of the ledger that this was compared with; empty for none."""
+        row = self._db.execute("SELECT plan FROM ledger").fetchone()
+        return str(row[0]) if row else ""
+
+    def holds(self, index_path: str, root: str) -> bool:
+        """Whether everything that is kept is in its place still, untouched."""
+        attach(self._db, index_path, "idx")
+        rows = self._db.execute(
+            "SELECT path, landed.ino, landed.ctime FROM landed JOIN idx.entry e ON e.id = entry_id "
+            "ORDER BY entry_id"
+        )
+        with Walker(root) as walker:
+            return all(_is_there(walker, *row) for row in rows)
 
     def assembled(self, entry_id: int) -> bytes | None:
         """The digest that a file must have which is staged in part; None for another."""
@@ -81,6 +110,15 @@ class Kept:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _is_there(walker: Walker, path: bytes, ino: int, ctime: int) -> bool:
+    try:
+        parent, name = walker.split(path)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return False
+    return (st.st_ino, st.st_ctime_ns) == (ino, ctime)
 
 
 def bytes_of_twins(path: str) -> int:

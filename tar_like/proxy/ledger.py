@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Landed(NamedTuple):
 
     entry_id: int
     digest: bytes
+    """Empty where the content is not known: rules.Rules.size_only."""
     ino: int
     ctime: int
 
@@ -81,6 +83,8 @@ class Ledger:
         """The digest that ``hash`` and ``digest`` of its rows are."""
         self.index_id = ""
         """The index of the last commit; empty where there is none that can be believed."""
+        self.plan = ""
+        """The id of the plan that it was made by."""
         if not os.path.exists(path):
             return
         try:
@@ -95,6 +99,7 @@ class Ledger:
         self._db = db
         self.algorithm = meta.get("landed", "")
         self.index_id = meta.get("id", "")
+        self.plan = meta.get("plan", "")
 
     def rows(self) -> Iterator[Row]:
         """Files in canonical order, as far as they can be read: more is sent then."""
@@ -138,10 +143,20 @@ class Ledger:
             self._db.close()
 
 
+def plan_of(path: str) -> str:
+    """Which plan a destination's ledger was made by; empty when there is no ledger."""
+    ledger = Ledger(path)
+    ledger.close()
+    return ledger.plan
+
+
 class Comparison:
     """An index against what the destination holds: what is kept, what is lacking."""
 
-    def __init__(self, index: Index, ledger: Ledger, walker: Walker) -> None:
+    def __init__(
+        self, index: Index, ledger: Ledger, walker: Walker, *, size_only: bool = False
+    ) -> None:
+        self._size_only = size_only
         self._index = index
         self._ledger = ledger
         self._walker = walker
@@ -155,11 +170,13 @@ class Comparison:
             row = self._find(entry.path)
             if row is not None and self._same(entry, row) and self._untouched(entry, row):
                 self.kept.append(Landed(entry.id, row.digest, row.ino, row.ctime))
-                if len(self.kept) >= 2000:
-                    flush(self.kept)
-                    self.kept = []
+            elif self._size_only and (found := self._of_size(entry)) is not None:
+                self.kept.append(found)
             else:
                 yield entry
+            if len(self.kept) >= 2000:
+                flush(self.kept)
+                self.kept = []
         flush(self.kept)
 
     def _find(self, path: bytes) -> Row | None:
@@ -177,13 +194,24 @@ class Comparison:
         return row
 
     def _same(self, entry: Entry, row: Row) -> bool:
-        if entry.size != row.size:
-            return False
+        if entry.size != row.size or self._size_only:
+            return entry.size == row.size
         if entry.hash and self._ledger.algorithm == self._index.algorithm:
             return entry.hash == row.digest
         if entry.token and row.token:
             return entry.token == row.token
         return not entry.hash and entry.mtime == row.mtime
+
+    def _of_size(self, entry: Entry) -> Landed | None:
+        """A file of the wanted size; nobody knows what is in it."""
+        try:
+            parent, name = self._walker.split(entry.path)
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            return None
+        if not stat.S_ISREG(st.st_mode) or st.st_size != entry.size:
+            return None
+        return Landed(entry.id, b"", st.st_ino, st.st_ctime_ns)
 
     def _untouched(self, entry: Entry, row: Row) -> bool:
         try:
@@ -204,7 +232,12 @@ class _Flush:
 
 
 def compare(
-    index: Index, ledger_path: str, walker: Walker, db: sqlite3.Connection
+    index: Index,
+    ledger_path: str,
+    walker: Walker,
+    db: sqlite3.Connection,
+    *,
+    size_only: bool = False,
 ) -> Iterator[Entry]:
     """The files that the destination lacks, in order; the others go to ``db``'s ``landed``.
 
@@ -212,6 +245,7 @@ def compare(
     """
     ledger = Ledger(ledger_path)
     try:
-        yield from Comparison(index, ledger, walker).lacking(_Flush(db))
+        comparison = Comparison(index, ledger, walker, size_only=size_only)
+        yield from comparison.lacking(_Flush(db))
     finally:
         ledger.close()

@@ -235,7 +235,7 @@ def reopened(destination: Destination, folder: str) -> str:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
         db.execute("DROP TABLE landed")
-        db.execute("DELETE FROM meta WHERE key IN ('landed', 'unsynced')")
+        db.execute("DELETE FROM meta WHERE key IN ('landed', 'plan', 'unsynced')")
         db.execute("COMMIT")
     finally:
         db.close()

@@ -34,6 +34,7 @@ from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
+from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
@@ -128,7 +129,7 @@ class Planning:
     def easy(self, wish: Wish) -> bool:
         """Whether everything is to be sent, so that there is nothing to read."""
         known = os.path.exists(self._file("survey.db")) or os.path.exists(self._destination.ledger)
-        if known or self._destination.donors(self._id):
+        if known or self._destination.donors(self._id) or Rules.read(self._path).existing:
             return False
         with os.scandir(self._destination.root) as names:
             if any(one.name != HOME for one in names):
@@ -186,7 +187,8 @@ class Planning:
         def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
             return adopt.adopt(self._index, lacking, donors, adopted) if donors else lacking
 
-        survey.write_survey(self._index, ledger, self._destination.root, temporary, sift)
+        root, rules = self._destination.root, Rules.read(self._path)
+        survey.write_survey(self._index, ledger, root, temporary, sift, rules)
         publish = self._destination.durability.publish
         if donors:
             publish(adopted, self._file(adopt.NAME))

@@ -75,6 +75,14 @@ class Staging:
         except OSError as error:
             raise mapped(error) from None
 
+    def holds(self, entry_id: int) -> bool:
+        """Whether there is a staged file; once it was given its name there is none."""
+        try:
+            os.stat(self.name(entry_id), dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def write(self, entry_id: int, data: memoryview, offset: int) -> None:
         """Put bytes into a staged file. Raises OSError, NoSpace."""
         fd = self.create(entry_id)

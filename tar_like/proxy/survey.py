@@ -5,6 +5,7 @@
     lacking files for which there may be local content > questions for the sender
 
     survey.db = landed (what is kept) + lacking(entry_id, size, mtime, hash, at_size, at_mtime)
+              + passed (by the rules) + ledger (the plan that the ledger is of)
 
 It is written once, when a plan is first asked for; the questions are derived from it, and the
 plan from it and the answers.
@@ -24,7 +25,10 @@ from tar_like.index import Index
 from tar_like.layout import PAGE, Entry
 from tar_like.plan.questions import Question
 from tar_like.proxy import ledger
-from tar_like.proxy.ledger import Ledger
+from tar_like.proxy.kept import LEDGER, PASSED
+from tar_like.proxy.ledger import Ledger, plan_of
+from tar_like.proxy.passing import Passing
+from tar_like.rules import Rules
 
 TWIN = 64 << 10
 """Bytes from which two new files of one size are worth reading before they are sent, to see
@@ -67,6 +71,7 @@ def write_survey(
     root: str,
     path: str,
     sift: Callable[[Iterator[Entry]], Iterator[Entry]],
+    rules: Rules,
 ) -> None:
     """Compare an index with a destination; ``sift`` takes out what is to be had otherwise.
 
@@ -76,15 +81,33 @@ def write_survey(
     try:
         db.execute(ledger.LANDED)
         db.execute(LACKING)
+        db.execute(PASSED)
+        db.execute(LEDGER)
+        db.execute("INSERT INTO ledger VALUES (?)", (plan_of(ledger_path),))
         with Walker(root) as walker, Walker(root) as other:
+            passed = ((entry_id,) for entry_id in Passing(rules, walker).passed(index))
+            db.executemany("INSERT INTO passed VALUES (?)", passed)
+            lacking = ledger.compare(index, ledger_path, walker, db, size_only=rules.size_only)
             rows = (
                 (entry.id, entry.size, entry.mtime, entry.hash, *_at(other, entry))
-                for entry in sift(ledger.compare(index, ledger_path, walker, db))
+                for entry in sift(_without(lacking, db))
             )
             db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
+        db.execute("DELETE FROM landed WHERE entry_id IN (SELECT entry_id FROM passed)")
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _without(lacking: Iterator[Entry], db: sqlite3.Connection) -> Iterator[Entry]:
+    """Less what is passed over; both are in order."""
+    rows = db.execute("SELECT entry_id FROM passed ORDER BY 1")
+    passed = next(rows, None)
+    for entry in lacking:
+        while passed is not None and passed[0] < entry.id:
+            passed = next(rows, None)
+        if passed is None or passed[0] != entry.id:
+            yield entry
 
 
 def _at(walker: Walker, entry: Entry) -> tuple[int, int]:
@@ -132,9 +155,12 @@ class Survey:
         return self._db.execute("SELECT entry_id, at_size FROM lacking ORDER BY entry_id")
 
     def copy_kept(self, into: sqlite3.Connection) -> None:
-        """Put what is kept into the table ``landed`` of another file."""
+        """Put what is kept, and what is passed over, into the tables of another file."""
         rows = self._db.execute("SELECT entry_id, digest, ino, ctime FROM landed")
         into.executemany("INSERT INTO landed VALUES (?, ?, ?, ?)", rows)
+        passed, plans = "INSERT INTO passed VALUES (?)", "INSERT INTO ledger VALUES (?)"
+        into.executemany(passed, self._db.execute("SELECT entry_id FROM passed"))
+        into.executemany(plans, self._db.execute("SELECT plan FROM ledger"))
 
     def close(self) -> None:
         """Close the file."""

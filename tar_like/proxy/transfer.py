@@ -124,6 +124,8 @@ class Transfer:
     def state(self, rules: Rules) -> None:
         """These rules hold from now on.
 
+        Where a plan depends on them, the transfer is begun anew: this object is of no use then.
+
         Raises UsageError, Conflict when a commit by other rules is running, OSError.
         """
         rules = rules.checked().canonical
@@ -134,8 +136,12 @@ class Transfer:
                 self._change_rules(rules)
 
     def _change_rules(self, rules: Rules) -> None:
+        planned = any(map(os.path.exists, (self.plan_path, os.path.join(self.path, "survey.db"))))
         try:
             with held(os.path.join(self.path, "commit.lock"), wait=1.0):
+                if planned and rules.planning != self.rules.planning:
+                    begin_anew(self._destination, self.id, rules)
+                    return
                 folder = self._destination.temporary()
                 rules.write(folder)
                 self._destination.durability.publish(
@@ -282,6 +288,11 @@ class Transfer:
         self._receipts.refresh()
         received = every if self.verified else bitmap(iter(self._receipts.blocks()), count)
         return received + bitmap(iter(self._receipts.durable_blocks()), count)
+
+    def check_plan(self, plan_id: str) -> None:
+        """Refuse blocks of a plan that does not hold any more. Raises NotFound."""
+        if plan_id and plan_id != self.plan().id:
+            raise NotFound("This transfer has been planned anew: run the same again.")
 
     def check_length(self, block_size: int, block_no: int, length: int) -> None:
         """Refuse a body of a length that this block cannot have, before it is read.
@@ -477,13 +488,7 @@ def reopen(destination: Destination, transfer_id: str) -> None:
 
 
 def _open(destination: Destination, transfer_id: str, folder: str) -> None:
-    for name in ("stage", "receipts"):
-        os.mkdir(os.path.join(folder, name), 0o700)
-    Rules().write(folder)
-    for name in ("index.db", RULES):
-        destination.durability.file(os.path.join(folder, name))
-    with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
-        room.write(b" " * 4096)  # so that a commit can say that the disk is full
+    _furnish(destination, folder, Rules())
     final = destination.transfer(transfer_id)
     if _publish(destination, folder, final):
         return
@@ -504,6 +509,30 @@ def _publish(destination: Destination, folder: str, final: str) -> bool:
             raise
         return False
     return True
+
+
+def _furnish(destination: Destination, folder: str, rules: Rules) -> None:
+    """Put beside an index what an open transfer has."""
+    for name in ("stage", "receipts"):
+        os.mkdir(os.path.join(folder, name), 0o700)
+    rules.write(folder)
+    for name in ("index.db", RULES):
+        destination.durability.file(os.path.join(folder, name))
+    with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
+        room.write(b" " * 4096)  # so that a commit can say that the disk is full
+
+
+def begin_anew(destination: Destination, transfer_id: str, rules: Rules) -> None:
+    """Forget all of a transfer but its index: it is ``open`` again, to be planned by these rules.
+
+    For whoever holds its locks. A crash between the two renames leaves it unknown. Raises OSError.
+    """
+    path = destination.transfer(transfer_id)
+    folder = destination.temporary()
+    os.link(os.path.join(path, "index.db"), os.path.join(folder, "index.db"))
+    _furnish(destination, folder, rules)
+    destination.discard(path)
+    destination.durability.publish(folder, path)
 
 
 def read_progress(path: str) -> int:

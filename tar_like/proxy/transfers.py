@@ -21,6 +21,8 @@ WAIT = 10.0
 """Seconds that a request for a plan or a commit waits before it answers that it is under way."""
 COMMIT_START = 15.0
 """Seconds after which a commit that left no trace is asked for again."""
+BEGIN_ANEW = 2.0
+"""Seconds in which a transfer that a commit begins anew is there again."""
 POLL = 0.01
 
 
@@ -101,10 +103,10 @@ class Transfers:
         The status is ``open`` while there is no plan: it is being made, or there are questions.
         Raises what went wrong.
         """
+        self.get(transfer_id).state(rules)
         transfer = self.get(transfer_id)
         if transfer.easy(wish):
             return transfer.negotiate(wish.block_size, rules, ask=wish.ask, checksum=wish.checksum)
-        transfer.state(rules)
         deadline = time.monotonic() + WAIT
         token = secrets.token_hex(8)
         started = False
@@ -153,6 +155,16 @@ class Transfers:
         reopen(self.destination, transfer_id)
         return self.get(transfer_id).status()
 
+    def _status_by(self, transfer_id: str, deadline: float) -> Status:
+        """A status; a transfer that is being begun anew has time to be there again."""
+        while True:
+            try:
+                return self.status(transfer_id)
+            except NotFound:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL)
+
     def commit(self, transfer_id: str, rules: Rules | None = None) -> Status:
         """Have the transfer committed; waits a while. Idempotent.
 
@@ -164,7 +176,7 @@ class Transfers:
         token = ""
         asked = 0.0
         while True:
-            status = self.status(transfer_id)
+            status = self._status_by(transfer_id, asked + BEGIN_ANEW)
             _check_rules(status, rules)
             if status.state == "complete":
                 return status
@@ -173,7 +185,9 @@ class Transfers:
                 if outcome.error:
                     raise outcome.as_error()
                 return _revoked(status, outcome.revoked)
-            if status.state == "open" or status.received < status.blocks:
+            if status.state == OPEN and token:
+                return status  # begun anew: what it was planned by is no more
+            if status.state == OPEN or status.received < status.blocks:
                 raise Conflict(f"{status.blocks - status.received} blocks are missing: send them.")
             if status.state != "committing" and time.monotonic() - asked > COMMIT_START:
                 token, asked = secrets.token_hex(8), time.monotonic()

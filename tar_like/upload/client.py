@@ -40,6 +40,7 @@ from tar_like.rules import Rules
 from tar_like.wire import (
     BITMAP,
     DIGEST_HEADER,
+    PLAN_HEADER,
     PROBLEM,
     ROOT,
     Inflater,
@@ -214,11 +215,19 @@ class Client:
         )
 
     def put_block(
-        self, transfer_id: str, block_size: int, block_no: int, digest: bytes, body: list[Any]
+        self,
+        transfer_id: str,
+        block_size: int,
+        block_no: int,
+        digest: bytes,
+        body: list[Any],
+        *,
+        plan: str = "",
     ) -> bool:
         """Send one block; False when the receiver had it. Raises Conflict, Unreachable, ..."""
         headers = {
             DIGEST_HEADER: digest_header(digest),
+            PLAN_HEADER: plan,
             "Content-Type": BITMAP,
             "Content-Length": str(sum(len(part) for part in body)),
         }

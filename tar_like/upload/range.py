@@ -93,8 +93,9 @@ class RangeSender:
         troubles = tuple(_troubles(pieces, made))
         try:
             new = self._client.put_block(
-                self._plan.index_id, self._plan.block_size, block_no, made.digest, made.body
-            )
+                self._plan.index_id, self._plan.block_size, block_no, made.digest, made.body,
+                plan=self._plan.id,
+            )  # fmt: skip
         except Conflict:
             # It arrived before with other bytes; the receiver has marked the files concerned.
             return BlockOutcome(block_no=block_no, new=False, troubles=troubles)

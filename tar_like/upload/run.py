@@ -58,6 +58,8 @@ class UploadSummary:
     blocks_sent: int = 0
     bytes_sent: int = 0
     wire_bytes: int = 0
+    passed: int = 0
+    """Entries that the rules left as they are at the destination."""
     deleted: int = 0
     """Names that were removed at the destination."""
     held: str = ""
@@ -97,6 +99,10 @@ def begin_look(options: UploadOptions) -> Look | None:
         client.close()
 
 
+class _PlannedAnew(Exception):
+    """The receiver has given up the plan, since what it was made by holds no longer."""
+
+
 class Upload:
     """One run. ``stop`` may be called from a signal handler."""
 
@@ -126,14 +132,26 @@ class Upload:
             self._note_unreadable(index)
             client = options.client(0)
             try:
-                status = self._negotiate(client, index, folder)
-                self._rounds(client, status, folder)
+                self._plan_and_send(client, index, folder)
             except Interrupted:
                 self.summary.interrupted = True
             finally:
                 client.close()
                 self._dispatcher.close(self.summary.state)
         return self.summary
+
+    def _plan_and_send(self, client: Client, index: Index, folder: str) -> None:
+        for number in range(ROUNDS):
+            status = self._negotiate(client, index, folder)
+            try:
+                self._rounds(client, status, os.path.join(folder, f"plan.{number}.db"))
+            except _PlannedAnew:
+                self._progress.say(
+                    "Another run was committed meanwhile; what is missing is looked up again."
+                )
+            else:
+                return
+        self.summary.errors.append("Other runs are committed again and again: run it again.")
 
     def _note_unreadable(self, index: Index) -> None:
         for row in index.skipped():
@@ -190,10 +208,9 @@ class Upload:
         client.answer(index.id, said)
         os.unlink(said)
 
-    def _rounds(self, client: Client, status: Status, folder: str) -> None:
+    def _rounds(self, client: Client, status: Status, plan_path: str) -> None:
         """Send what is missing and commit, until it is complete or cannot go on."""
         first, stop = self._range(status)
-        plan_path = os.path.join(folder, "plan.db")
         again = self._options.ignore_done
         for _ in range(ROUNDS):
             missing = self._missing(client, status, first, stop, again=again)
@@ -336,6 +353,8 @@ class Upload:
                 return True
             if status.state == COMPLETE:
                 break
+            if status.state == OPEN:
+                raise _PlannedAnew
             if status.revoked or status.received < status.blocks:
                 return False
             if status.state != COMMITTING:
@@ -345,6 +364,7 @@ class Upload:
                     return True
         self.summary.state = COMPLETE
         self.summary.deleted, self.summary.held = status.deleted, status.held
+        self.summary.passed = status.passed
         reported = {failure.path for failure in status.failures}
         self.summary.failures = status.failures + [
             failure for failure in self.summary.failures if failure.path not in reported
