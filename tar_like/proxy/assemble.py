@@ -79,15 +79,38 @@ class Assembler:
                 one.close()
 
     def prepare(self, task: Task) -> None:
-        """Have the chunks of an older version at hand, while the sender makes those of the new."""
+        """Have an older version's chunks and a copy of it at hand, while the sender reads the new.
+
+        What cannot be had beforehand is left for later.
+        """
         question = self._questions.find(task.entry_id) if self._questions else None
-        if question is not None and question.average:
-            fd = self._open(self._index.entry(task.entry_id).path)
-            if fd is not None:
-                try:
-                    self._chunks_of(fd, task.basis, question.average)
-                finally:
-                    os.close(fd)
+        if question is None or not question.average:
+            return
+        entry = self._index.entry(task.entry_id)
+        fd = self._open(entry.path)
+        if fd is None:
+            return
+        try:
+            self._chunks_of(fd, task.basis, question.average)
+            if self._is_solid(entry):
+                self._clone(fd, entry)
+        except OSError:
+            self._staging.remove(entry.id)
+        finally:
+            os.close(fd)
+
+    def _is_solid(self, entry: Entry) -> bool:
+        """Whether a file has no holes: then no byte of a copy of something else can stay in it."""
+        return Segments(self._index).of(entry) == [(0, entry.size)]
+
+    def _clone(self, source: int, entry: Entry) -> None:
+        """Stage a copy of an older version; what of it is right will be seen."""
+        staged = self._stage(entry)
+        try:
+            for start, stop in _data(source, min(entry.size, os.fstat(source).st_size)):
+                copy_range(source, start, staged, start, stop - start)
+        finally:
+            os.close(staged)
 
     def __call__(self, task: Task) -> Provided | None:
         """What can be had of a file here; None for nothing. Raises OSError, NoSpace."""
@@ -177,11 +200,9 @@ class Assembler:
             shared = [(chunk, known[chunk.digest]) for chunk in new if chunk.digest in known]
             if not shared:
                 return None
-            staged = self._stage(entry)
+            staged = self._prepared(entry) or self._stage(entry)
             try:
-                for run in _runs(shared):
-                    self._copy_run(old, staged, run)
-                holds = [chunk for chunk, _ in shared if self._holds(staged, chunk)]
+                holds = self._bring(old, staged, shared)
                 missing = tuple(_missing(ranges, holds, entry.size))
                 if not missing and self._digest(staged, entry.size) != wanted:
                     return None
@@ -190,6 +211,26 @@ class Assembler:
         finally:
             os.close(old)
         return Provided(entry_id=entry.id, digest=wanted, missing=missing)
+
+    def _prepared(self, entry: Entry) -> int | None:
+        """What was staged beforehand, if it can be of use: its content is yet to be proven."""
+        try:
+            staged = self._staging.reopen(entry.id)
+        except FileNotFoundError:
+            return None
+        if os.fstat(staged).st_size == entry.size and self._is_solid(entry):
+            return staged
+        os.close(staged)
+        return None
+
+    def _bring(self, old: int, staged: int, shared: list[tuple[Chunk, Chunk]]) -> list[Chunk]:
+        """Get shared chunks into a staged file; returns those that are proven to be there."""
+        there = {
+            new for new, known in shared if new.start == known.start and self._holds(staged, new)
+        }
+        for run in _runs(pair for pair in shared if pair[0] not in there):
+            self._copy_run(old, staged, run)
+        return [new for new, _ in shared if new in there or self._holds(staged, new)]
 
     @staticmethod
     def _copy_run(old: int, staged: int, run: list[tuple[Chunk, Chunk]]) -> None:
