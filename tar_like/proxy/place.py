@@ -63,6 +63,11 @@ def held(path: str, *, shared: bool = False, wait: float = math.inf) -> Iterator
         os.close(fd)
 
 
+def touch(path: str) -> None:
+    """See that a file is there: a lock that a full disk would have no room for. Raises OSError."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
 class Destination:
     """A destination's root folder and the receiver's own folder in it."""
 
@@ -79,6 +84,7 @@ class Destination:
             self._hold(self._own(os.path.join(self.root, HOME), HOME))
             for name in ("transfers", "donors", "completed", "chunks", "looks", "tmp"):
                 os.close(self._own(os.path.join(self.home, name), f"{HOME}/{name}"))
+            touch(os.path.join(self.home, COMMIT_LOCK))
         except FileExistsError:
             raise UsageError(f"The destination {self.root} is not a folder.") from None
         except OSError as error:

@@ -431,6 +431,8 @@ def _run_child(parent: int, work: Callable[[], None]) -> None:
         code = 0
     except TarLikeError as error:
         sys.stderr.write(f"tar-like: {error}\n")
+    except OSError as error:
+        sys.stderr.write(f"tar-like: the receiver's own files: {cause(error)}.\n")
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -37,7 +37,7 @@ from tar_like.proxy.backup import check_backup
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.kept import bytes_of_twins
 from tar_like.proxy.look import reopened
-from tar_like.proxy.place import PLAN_LOCK, Destination, held
+from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held, touch
 from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.staging import Staging, mapped
@@ -515,6 +515,8 @@ def _furnish(destination: Destination, folder: str, rules: Rules) -> None:
     """Put beside an index what an open transfer has."""
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
+    for name in (PLAN_LOCK, COMMIT_LOCK):
+        touch(os.path.join(folder, name))
     rules.write(folder)
     for name in ("index.db", RULES):
         destination.durability.file(os.path.join(folder, name))

@@ -190,3 +190,43 @@ def test_the_records_of_a_commit_that_meet_a_full_disk_say_so(
     assert isinstance(outcome, Outcome)
     assert outcome.http_status == 507
     assert job.complete() == {}
+
+
+def test_records_that_no_inode_is_left_for_say_so(
+    source: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself only knows that it cannot open the file."""
+    job.send()
+    opened = os.open
+
+    def full(path: str | bytes, flags: int, *rest: int, **at: int) -> int:
+        if flags & os.O_CREAT and "verified.db" in os.fsdecode(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, flags, *rest, **at)
+
+    monkeypatch.setattr(os, "open", full)
+    outcome = job.commit()
+    monkeypatch.undo()
+    assert isinstance(outcome, Outcome)
+    assert outcome.http_status == 507
+    assert job.complete() == {}
+
+
+def test_a_commit_needs_no_inode_to_say_that_there_is_none(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.send()
+    opened = os.open
+
+    def full(path: str | bytes, flags: int, *rest: int, **at: int) -> int:
+        if flags & os.O_CREAT and not os.path.exists(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, flags, *rest, **at)
+
+    monkeypatch.setattr(os, "open", full)
+    failing(monkeypatch, os, "mkdir", errno.ENOSPC)
+    outcome = job.commit()
+    monkeypatch.undo()
+    assert isinstance(outcome, Outcome)
+    assert outcome.http_status == 507
+    assert job.complete() == {}
