@@ -13,7 +13,15 @@ import sys
 import time
 from importlib import import_module
 
-COUNTS = {"power": 300, "calls": 100_000, "errors": 100_000, "full": 50, "sequences": 10_000}
+COUNTS = {
+    "power": 300,
+    "calls": 100_000,
+    "errors": 100_000,
+    "full": 50,
+    "sequences": 10_000,
+    "bits": 100_000,
+    "flips": 1_000_000,
+}
 """How often each long form tries; the name is that of its module."""
 
 

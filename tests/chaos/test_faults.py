@@ -9,7 +9,16 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("power", 2), ("calls", 8), ("errors", 8), ("full", 3), ("sequences", 25)]
+    ("name", "count"),
+    [
+        ("power", 2),
+        ("calls", 8),
+        ("errors", 8),
+        ("full", 3),
+        ("sequences", 25),
+        ("bits", 300),
+        ("flips", 3000),
+    ],
 )
 def test_the_promise_holds(name: str, count: int, dice: random.Random) -> None:
     try:
