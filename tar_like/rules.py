@@ -47,10 +47,13 @@ class Rules:
     size_only: bool = False
     """A file of the same size is the same file."""
 
+    dry_run: bool = False
+    """Only say what would be done."""
+
     @property
     def planning(self) -> tuple[bool, ...]:
         """Those that a plan depends on."""
-        return self.update, self.existing, self.ignore_existing, self.size_only
+        return self.update, self.existing, self.ignore_existing, self.size_only, self.dry_run
 
     def write(self, folder: str) -> None:
         """Keep them in a folder."""

@@ -208,6 +208,24 @@ def report_upload(summary: Any, output: Output) -> int:
     return output.finish(values, code)
 
 
+def report_rehearsal(rehearsal: Any, output: Output) -> int:
+    """Print what a dry run found; returns the exit code that the run itself would begin with."""
+    code = FAILURE if any(not failure.source for failure in rehearsal.failures) else OK
+    if code == OK and rehearsal.failures:
+        code = SOURCE_TROUBLE
+    for line in rehearsal.lines():
+        output.result(line)
+    output.listed([f"{failure.path}: {failure.reason}" for failure in rehearsal.failures])
+    if rehearsal.held:
+        output.error(f"Nothing would be deleted: {rehearsal.held}.")
+    output.say(
+        f"Would send {size(rehearsal.bytes_to_send)} of {rehearsal.files_to_send} files, make "
+        f"{len(rehearsal.local)} from what is there, and delete {len(rehearsal.delete)} names. "
+        "Nothing was changed."
+    )
+    return output.finish(asdict(rehearsal), code)
+
+
 def _exit_code(summary: Any) -> int:
     if summary.interrupted:
         return INTERRUPTED

@@ -17,6 +17,10 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude leave out stays",
     )  # fmt: skip
     group.add_argument(
+        "-n", "--dry-run", action="store_true",
+        help="only say what would be sent, made from what is there, and deleted",
+    )  # fmt: skip
+    group.add_argument(
         "--ignore-errors", action="store_true",
         help="delete although parts of SRC could not be read (never below those)",
     )  # fmt: skip
@@ -46,6 +50,7 @@ def rules(options: argparse.Namespace) -> Rules:
         regexes=tuple(options.regexes),
         patterns=tuple(options.patterns),
         update=options.update,
+        dry_run=options.dry_run,
         existing=options.existing,
         ignore_existing=options.ignore_existing,
         size_only=options.size_only,

@@ -128,7 +128,11 @@ def _sync_to_folder(
         jobs=cores,
         durability=durable.BY_NAME[config.durability(options.durability)],
     )
-    with Receiver(serving) as receiver:
+    with ExitStack() as stack:
+        if options.dry_run:
+            shadow = stack.enter_context(tempfile.TemporaryDirectory(prefix="tar-like-"))
+            serving = replace(serving, shadow=shadow)
+        receiver = stack.enter_context(Receiver(serving))
         upload = replace(
             upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
         )
@@ -180,7 +184,14 @@ def _sync(
 
 def _may_look(options: argparse.Namespace, upload: UploadOptions) -> bool:
     """Whether a look at names and times is all that this run is asked for."""
-    return not (options.db or options.detach or options.xattrs or options.acls or upload.checksum)
+    return not (
+        options.dry_run
+        or options.db
+        or options.detach
+        or options.xattrs
+        or options.acls
+        or upload.checksum
+    )
 
 
 def _if_still_there(
@@ -203,9 +214,11 @@ def _if_still_there(
 
 def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import first_interrupt, report_upload
+    from tar_like.cli.common import first_interrupt, report_rehearsal, report_upload
     from tar_like.upload.run import Upload
 
+    if options.dry_run:
+        return report_rehearsal(Upload(upload, output).rehearse(), output)
     run = Upload(upload, output, fanout.dispatcher(options, upload))
     with first_interrupt(run.stop, output):
         summary = run.run()

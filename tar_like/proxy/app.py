@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -95,6 +96,7 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         Route(f"{one}/answers", service.answer, methods=["PUT"]),
         Route(f"{one}/blocks", service.blocks),
         Route(f"{one}/commit", service.commit, methods=["POST"]),
+        Route(f"{one}/rehearsal", service.rehearse, methods=["POST"]),
         Route(f"{one}/{{block_size}}/{{block_no}}", service.block, methods=["PUT"]),
         Route(one, service.status),
     ]
@@ -283,6 +285,19 @@ class _Service:
 
             new = await self._run(work)
         return Response(status_code=201 if new else 200)
+
+    async def rehearse(self, request: Request) -> Response:
+        destination = self._transfers.destination
+        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        folder = await self._run(destination.temporary)
+        path = os.path.join(folder, "rehearsal.db")
+        try:
+            await asyncio.to_thread(transfer.rehearse, path)
+        except BaseException:
+            await self._run(lambda: destination.discard(folder))
+            raise
+        tidy = BackgroundTask(destination.discard, folder)
+        return StreamingResponse(deflate_file(path), media_type=BITMAP, background=tidy)
 
     async def commit(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]

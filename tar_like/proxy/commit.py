@@ -35,7 +35,7 @@ from tar_like.process import start_pool_worker
 from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.chunkcache import ChunkCache
-from tar_like.proxy.deletion import Deletion
+from tar_like.proxy.deletion import Deletion, reason_to_hold
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.kept import Kept
@@ -296,10 +296,8 @@ class _Commit:
 
     def _delete(self, failures: list[Failure]) -> None:
         """Remove what the index lacks; nothing unless all else went well."""
-        unread = self._index.skipped_count("unreadable")
-        if unread and not self._rules.ignore_errors:
-            self._held = f"{unread} names of the source could not be read"
-        elif failures and not self._rules.ignore_errors:
+        self._held = reason_to_hold(self._index, self._rules)
+        if failures and not self._held and not self._rules.ignore_errors:
             self._held = f"{len(failures)} entries are not in place"
         if self._held:
             return

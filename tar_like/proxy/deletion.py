@@ -160,6 +160,14 @@ class Extras:
             self.failures.append(Failure(shown(path), text, source=False))
 
 
+def reason_to_hold(index: Index, rules: Rules) -> str:
+    """Why nothing may be deleted, as far as the source is the reason; else empty."""
+    unread = index.skipped_count("unreadable")
+    if not unread or rules.ignore_errors:
+        return ""
+    return f"{unread} names of the source could not be read"
+
+
 class Deletion:
     """Removes names below a root. Raises nothing: what cannot be removed is in ``failures``."""
 

@@ -71,8 +71,10 @@ def touch(path: str) -> None:
 class Destination:
     """A destination's root folder and the receiver's own folder in it."""
 
-    def __init__(self, root: str, durability: Durability = FULL) -> None:
+    def __init__(self, root: str, durability: Durability = FULL, *, shadow: str = "") -> None:
+        """With ``shadow``, that folder holds all that would be written, for a dry run."""
         self.root = os.path.abspath(root)
+        self._shadow = shadow
         self.durability = durability
         self.home = os.path.join(self.root, HOME)
         """Once it is prepared, by the folder itself and not by its name."""
@@ -80,8 +82,10 @@ class Destination:
     def prepare(self) -> None:
         """Make the folders. Raises TarLikeError when the destination cannot be used."""
         try:
+            if self._shadow and not os.path.exists(self.root):
+                self.root = os.path.join(self._shadow, "nothing")
             os.makedirs(self.root, exist_ok=True)
-            self._hold(self._own(os.path.join(self.root, HOME), HOME))
+            self._hold(self._own(os.path.join(self._shadow or self.root, HOME), HOME))
             for name in ("transfers", "donors", "completed", "chunks", "looks", "tmp"):
                 os.close(self._own(os.path.join(self.home, name), f"{HOME}/{name}"))
             touch(os.path.join(self.home, COMMIT_LOCK))
@@ -131,7 +135,8 @@ class Destination:
     @property
     def ledger(self) -> str:
         """The index of the last committed state."""
-        return os.path.join(self.home, "ledger.db")
+        home = os.path.join(self.root, HOME) if self._shadow else self.home
+        return os.path.join(home, "ledger.db")
 
     @property
     def chunks(self) -> str:

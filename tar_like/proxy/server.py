@@ -56,6 +56,8 @@ class ServerOptions:
     jobs: int = 1
     """Processes of a commit."""
     durability: Durability = FULL
+    shadow: str = ""
+    """A folder for all that would be written to the destination: for a dry run."""
     tokens: tuple[str, ...] = field(default=(), repr=False)
     """Shared tokens that are taken."""
     jwt_keys: str = ""
@@ -102,7 +104,9 @@ class Receiver:
         """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
         self.token = random_token()
         options = replace(options, tokens=(self.token,))
-        self._destination = destination = Destination(options.destination, options.durability)
+        self._destination = destination = Destination(
+            options.destination, options.durability, shadow=options.shadow
+        )
         destination.prepare()
         self._lock = destination.lock(exclusive=True)
         self._jobs = options.jobs

@@ -40,6 +40,7 @@ from tar_like.proxy.look import reopened
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held, touch
 from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
+from tar_like.proxy.rehearsal import write_rehearsal
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
 from tar_like.rules import RULES, Rules
@@ -137,6 +138,11 @@ class Transfer:
 
     def _change_rules(self, rules: Rules) -> None:
         planned = any(map(os.path.exists, (self.plan_path, os.path.join(self.path, "survey.db"))))
+        if planned and rules.dry_run and not self.rules.dry_run:
+            raise Conflict(
+                "This tree is on its way to this receiver, and a dry run would disturb it: "
+                "'tar-like status' says how far it is."
+            )
         try:
             with held(os.path.join(self.path, "commit.lock"), wait=1.0):
                 if planned and rules.planning != self.rules.planning:
@@ -162,7 +168,7 @@ class Transfer:
         """
         with self._in_use(shared=True):
             self._destination.mark(self.id)
-            if os.path.exists(self.plan_path) and not self.verified:
+            if os.path.exists(self.plan_path) and not self.verified and not self.rules.dry_run:
                 plan = self.plan()
                 self._receipts.refresh()
                 copies = bytes_of_twins(self.path)
@@ -214,6 +220,16 @@ class Transfer:
         with held(os.path.join(self.path, "answers.lock")):
             if not os.path.exists(final):
                 self._destination.durability.publish(path, final)
+
+    def rehearse(self, path: str) -> None:
+        """Write what the transfer would do to a file; then forget it.
+
+        Raises Conflict unless it is a dry run that was planned, OSError, sqlite3.Error.
+        """
+        if not self.rules.dry_run or not os.path.exists(self.plan_path):
+            raise Conflict("This transfer is no dry run, or is not planned yet.")
+        write_rehearsal(self.path, self._destination.root, path)
+        self._destination.discard(self.path)
 
     def plan(self) -> Plan:
         """The plan. Raises NotFound before it was negotiated."""

@@ -218,6 +218,8 @@ class Transfers:
 
 
 def _check_rules(status: Status, rules: Rules | None) -> None:
+    if status.rules.get("dry_run"):
+        raise Conflict("This transfer is a dry run: there is nothing to commit.")
     if rules is not None and status.state != "open" and status.rules != rules.to_json():
         raise Conflict("Another run of this transfer has stated other options: run this one again.")
 

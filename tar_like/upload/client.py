@@ -195,8 +195,8 @@ class Client:
 
         self._retry(get)
 
-    def _fetch(self, path: str, file: BinaryIO) -> None:
-        response = self._send("GET", path, stream=True)
+    def _fetch(self, path: str, file: BinaryIO, *, method: str = "GET") -> None:
+        response = self._send(method, path, stream=True)
         inflater = Inflater(file, MAX_PLAN)
         try:
             for chunk in response.iter_content(1 << 20):
@@ -238,6 +238,11 @@ class Client:
             return response.status_code == 201
 
         return self._retry(put)
+
+    def rehearse(self, transfer_id: str, path: str) -> None:
+        """Get what a dry run would do into a new file; the receiver forgets it then."""
+        with open(path, "wb") as file:
+            self._fetch(f"/{transfer_id}/rehearsal", file, method="POST")
 
     def commit(self, transfer_id: str, rules: Rules) -> Status:
         """Ask for the commit by these rules; the status says how far it is."""

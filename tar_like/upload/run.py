@@ -34,6 +34,7 @@ from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOption
 from tar_like.upload.local import LocalDispatcher
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
+from tar_like.upload.rehearse import Rehearsal, read_rehearsal
 from tar_like.wire import COMMITTING, COMPLETE, LOOKING, OPEN, Failure, Look, Status, bits_missing
 
 ROUNDS = 4
@@ -139,6 +140,19 @@ class Upload:
                 client.close()
                 self._dispatcher.close(self.summary.state)
         return self.summary
+
+    def rehearse(self) -> Rehearsal:
+        """Only say what would be done. Raises TarLikeError."""
+        options = self._options
+        client = options.client(0)
+        with Index(options.index_path) as index, tempfile.TemporaryDirectory() as folder:
+            try:
+                status = self._negotiate(client, index, folder)
+                path = os.path.join(folder, "rehearsal.db")
+                client.rehearse(index.id, path)
+                return read_rehearsal(index, status, path)
+            finally:
+                client.close()
 
     def _plan_and_send(self, client: Client, index: Index, folder: str) -> None:
         for number in range(ROUNDS):

@@ -1,0 +1,64 @@
+"""What a transfer would do: its plan, and what it would delete, as a file for the sender.
+
+rehearsal.db = sent(entry_id, bytes)      files to send, and how many of their bytes
+             + local(entry_id)            files to be made from content that is here
+             + passed(entry_id)           what the rules leave as it is
+             + extra(path)                names to delete
+             + trouble(path, reason)      names that could not be deleted or looked at
+             + held(reason)               why nothing would be deleted
+"""
+
+from __future__ import annotations
+
+import os
+
+from tar_like.database import attach, scratch
+from tar_like.index import Index
+from tar_like.proxy.deletion import Extras, Spare, reason_to_hold
+from tar_like.rules import Rules
+
+_TABLES = (
+    "CREATE TABLE sent (entry_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL)",
+    "CREATE TABLE local (entry_id INTEGER PRIMARY KEY)",
+    "CREATE TABLE passed (entry_id INTEGER PRIMARY KEY)",
+    "CREATE TABLE extra (path BLOB NOT NULL)",
+    "CREATE TABLE trouble (path TEXT NOT NULL, reason TEXT NOT NULL)",
+    "CREATE TABLE held (reason TEXT NOT NULL)",
+)
+_FILL = (
+    "INSERT INTO sent SELECT entry_id, sum(stop - start) FROM plan.extent GROUP BY entry_id",
+    "INSERT INTO sent SELECT entry_id, 0 FROM plan.bare",
+    "INSERT INTO local SELECT entry_id FROM kept.assembled WHERE whole",
+    "INSERT INTO local SELECT entry_id FROM kept.twin",
+    "INSERT INTO passed SELECT entry_id FROM kept.passed",
+)
+
+
+def write_rehearsal(transfer: str, root: str, path: str) -> None:
+    """Write what the transfer in a folder would do to the destination ``root``.
+
+    Changes nothing there. Raises OSError, sqlite3.Error.
+    """
+    db = scratch(path)
+    try:
+        db.execute("COMMIT")
+        for name in ("plan", "kept"):
+            attach(db, os.path.join(transfer, f"{name}.db"), name)
+        db.execute("BEGIN")
+        for statement in (*_TABLES, *_FILL):
+            db.execute(statement)
+        rules = Rules.read(transfer)
+        if rules.delete:
+            with Index(os.path.join(transfer, "index.db")) as index:
+                held = reason_to_hold(index, rules)
+                if held:
+                    db.execute("INSERT INTO held VALUES (?)", (held,))
+                else:
+                    extras = Extras(root, index, Spare(index, rules), may_change=False)
+                    rows = ((extra.path,) for extra in extras)
+                    db.executemany("INSERT INTO extra VALUES (?)", rows)
+                    troubles = ((one.path, one.reason) for one in extras.failures)
+                    db.executemany("INSERT INTO trouble VALUES (?, ?)", troubles)
+        db.execute("COMMIT")
+    finally:
+        db.close()
