@@ -239,10 +239,11 @@ class Destination:
             shutil.rmtree(grave, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove leftovers in tmp. Only for who holds the exclusive lock."""
+        """Remove leftovers: what is in tmp, and donors of no use. With the exclusive lock only."""
         folder = os.path.join(self.home, "tmp")
         for name in os.listdir(folder):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         for owner in os.listdir(os.path.join(self.home, "donors")):
-            with contextlib.suppress(OSError):
-                os.rmdir(self.donors_folder(owner))  # given on, all of them
+            done = os.path.exists(self.report(owner)) and owner not in self.transfers()
+            if done or not self.donors(owner):  # its commit ended before it got to that; given on
+                self.discard(self.donors_folder(owner))

@@ -233,3 +233,17 @@ def test_transfers_of_other_sources_are_left_alone(source: Path, dest: Path) -> 
     other.send()
     assert isinstance(other.commit(), Status)
     other.close()
+
+
+def test_donors_that_a_killed_commit_left_are_swept(source: Path, dest: Path) -> None:
+    old = Job(source, dest)
+    send(old, *LARGE_ONES)
+    change(source)
+    supersede(old, dest)
+    job = Job(source, dest)
+    donors = job.destination.donors_folder(job.id)
+    shutil.copytree(donors, dest.with_name("aside"))
+    assert_complete(job)
+    shutil.move(dest.with_name("aside"), donors)
+    with Receiver(ServerOptions(destination=str(dest))):
+        assert not os.path.exists(donors)
