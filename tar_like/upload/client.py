@@ -93,6 +93,8 @@ class Client:
         """All are trusted in the same way. Raises UsageError for a URL that cannot be one."""
         self._urls = deque(checked_url(one) for one in (url, *others))
         self._pace = pace
+        self.carried = 0
+        """Bytes of files (index, plan, questions, answers) that were sent or fetched."""
         self._session = requests.Session()
         self._session.verify = trust.ca_bundle or True if trust.verify else False
         self._session.cert = trust.certificate or None
@@ -161,8 +163,10 @@ class Client:
         with tempfile.TemporaryFile() as file:
             for piece in deflate_file(path):
                 file.write(piece)
+            length = file.tell()
 
             def send() -> Status:
+                self.carried += length
                 file.seek(0)
                 return self._status_once("PUT", transfer_id, what, data=file)
 
@@ -200,6 +204,7 @@ class Client:
         inflater = Inflater(file, MAX_PLAN)
         try:
             for chunk in response.iter_content(1 << 20):
+                self.carried += len(chunk)
                 inflater.feed(chunk)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._unreachable(error) from None

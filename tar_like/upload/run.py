@@ -59,6 +59,7 @@ class UploadSummary:
     blocks_sent: int = 0
     bytes_sent: int = 0
     wire_bytes: int = 0
+    """Bodies of blocks, and what the negotiation took: index, questions, answers, plan."""
     passed: int = 0
     """Entries that the rules left as they are at the destination."""
     deleted: int = 0
@@ -137,6 +138,7 @@ class Upload:
             except Interrupted:
                 self.summary.interrupted = True
             finally:
+                self.summary.wire_bytes += client.carried
                 client.close()
                 self._dispatcher.close(self.summary.state)
         return self.summary

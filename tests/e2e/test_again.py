@@ -40,6 +40,17 @@ def again(src: Path, dst: Path, *options: object) -> int:
     return int(summary["bytes_sent"])
 
 
+def test_the_wire_s_bytes_are_those_of_index_questions_and_answers_too(
+    work: Path, src: Path
+) -> None:
+    dst = work / "dst"
+    first = sync(src, dst)
+    assert first["bytes_sent"] < first["wire_bytes"] < first["bytes_sent"] + 100_000
+    assert sync(src, dst)["wire_bytes"] == 0
+    (src / "folder").rename(src / "renamed")
+    assert 0 < sync(src, dst)["wire_bytes"] < 100_000
+
+
 def test_what_was_moved_or_copied_costs_no_bytes(work: Path, src: Path) -> None:
     dst = work / "dst"
     sync(src, dst)
