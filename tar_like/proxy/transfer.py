@@ -35,6 +35,7 @@ from tar_like.plan.questions import Questions, check_answers
 from tar_like.proxy import room
 from tar_like.proxy.backup import check_backup
 from tar_like.proxy.doubt import distrust
+from tar_like.proxy.folding import check_names, folding
 from tar_like.proxy.kept import bytes_of_twins
 from tar_like.proxy.look import reopened
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held, touch
@@ -486,7 +487,12 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
 
     Raises IndexInvalid (nothing is kept then), OSError.
     """
-    validate(os.path.join(folder, "index.db"), transfer_id)
+    path = os.path.join(folder, "index.db")
+    validate(path, transfer_id)
+    fold = folding(folder)
+    if fold is not None:
+        with Index(path) as index:
+            check_names(index, fold)
     _open(destination, transfer_id, folder)
 
 
