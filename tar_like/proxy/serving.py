@@ -47,6 +47,8 @@ class BodyProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.patience = Patience()
+        self.gathering: RequestResponseCycle | None = None
+        """The request that waits for its body to come in earnest."""
         super().connection_made(transport)
         if len(self.connections) > most_connections():
             self._make_room()
@@ -73,6 +75,13 @@ class BodyProtocol(HttpToolsProtocol):
         self.patience.enter(BODY)
         extensions: dict[str, Any] = {BODY_EXTENSION: _Body(self, self.cycle)}
         self.scope["extensions"] = extensions
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle is self.gathering and len(cycle.body) + len(body) < SLOWEST:
+            cycle.body += body  # nobody need wake up for a drop
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -165,9 +174,11 @@ class _Body:
         cycle = self._cycle
         self._whose.proceed(cycle)
         while cycle.more_body and len(cycle.body) < SLOWEST and not cycle.disconnected:
+            self._whose.gathering = cycle
             self._whose.flow.resume_reading()
             await cycle.message_event.wait()
             cycle.message_event.clear()
+        self._whose.gathering = None
 
     async def into(self, buffer: memoryview) -> int:
         """Put it into a buffer of its length; returns less if the sender is gone."""

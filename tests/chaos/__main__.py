@@ -21,6 +21,7 @@ COUNTS = {
     "sequences": 10_000,
     "bits": 100_000,
     "flips": 1_000_000,
+    "slow": 1000,
 }
 """How often each long form tries; the name is that of its module."""
 

@@ -18,6 +18,7 @@ import pytest
         ("sequences", 25),
         ("bits", 300),
         ("flips", 3000),
+        ("slow", 40),
     ],
 )
 def test_the_promise_holds(name: str, count: int, dice: random.Random) -> None:
