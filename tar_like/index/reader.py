@@ -16,6 +16,18 @@ _NUMBERS = ("entries", "length", "bytes")
 _NUMBER = re.compile("[0-9]{1,19}")
 
 
+_SAME_SIZE = """
+WITH large AS (SELECT id, size FROM entry WHERE kind = 'f' AND size >= ?)
+SELECT id FROM large WHERE size IN (SELECT size FROM large GROUP BY size HAVING count(*) > 1)
+ORDER BY id
+"""
+_SAME_HASH = """
+WITH large AS (SELECT id, hash FROM entry WHERE kind = 'f' AND size >= ?)
+SELECT id FROM large WHERE hash IN (SELECT hash FROM large GROUP BY hash HAVING count(*) > 1)
+ORDER BY id
+"""
+
+
 class SkippedRow(NamedTuple):
     """A name that was seen but is not in the tree (source.Skipped)."""
 
@@ -134,14 +146,14 @@ class Index:
         )
         return map(Entry._make, rows)
 
-    def has_twins(self, least: int) -> bool:
-        """Whether two files of at least so many bytes have the same size."""
-        row = self._db.execute(
-            "SELECT 1 FROM entry WHERE kind = 'f' AND size >= ? GROUP BY size "
-            "HAVING count(*) > 1 LIMIT 1",
-            (least,),
-        ).fetchone()
-        return row is not None
+    def twins(self, least: int) -> Iterator[int]:
+        """Files of at least so many bytes that may be the same as another, by entry id.
+
+        Those of one hash; of one size, where there are no hashes.
+        """
+        query = _SAME_SIZE if self.algorithm == "none" else _SAME_HASH
+        rows = self._db.execute(query, (least,))
+        return (row[0] for row in rows)
 
     def fingerprints(self) -> Iterator[tuple[Any, ...]]:
         """What a scan finds of each entry, in the order of source.Found's first ten fields.

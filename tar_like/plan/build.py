@@ -63,25 +63,25 @@ def _finish(
     db.execute("COMMIT")
 
 
-def build_whole_plan(index: Index, path: str, block_size: int) -> bool:
+def build_whole_plan(index: Index, path: str, block_size: int, without: Iterable[int] = ()) -> bool:
     """Write the plan for a whole tree, if no file has holes: its extents are the index's own.
 
     The same plan that ``build_plan`` makes when every file is lacking, without a row passing
-    through Python. Returns False, having written nothing, where a file has holes.
+    through Python. Where some entries are left out there is padding instead.
+    Returns False, having written nothing, where a file has holes.
     """
     if next(index.segments(), None) is not None:
         return False
     db = scratch(path)
     try:
         _create(db, index.path)
-        db.execute(
-            "INSERT INTO extent SELECT offset, id, 0, size FROM idx.entry "
-            "WHERE kind = 'f' AND size > 0 ORDER BY id"
-        )
-        db.execute("INSERT INTO bare SELECT id FROM idx.entry WHERE kind = 'f' AND size = 0")
+        db.execute("CREATE TEMP TABLE without (id INTEGER PRIMARY KEY)")
+        db.executemany("INSERT INTO without VALUES (?)", ((entry_id,) for entry_id in without))
+        sent = "FROM idx.entry WHERE kind = 'f' AND id NOT IN (SELECT id FROM temp.without)"
+        db.execute(f"INSERT INTO extent SELECT offset, id, 0, size {sent} AND size > 0 ORDER BY id")
+        db.execute(f"INSERT INTO bare SELECT id {sent} AND size = 0")
         length, total, files = db.execute(
-            "SELECT coalesce(max(offset + size), 0), coalesce(sum(size), 0), count(*) "
-            "FROM idx.entry WHERE kind = 'f'"
+            f"SELECT coalesce(max(offset + size), 0), coalesce(sum(size), 0), count(*) {sent}"
         ).fetchone()
         _finish(db, index, block_size, length=length, total=total, files=files)
     finally:

@@ -26,7 +26,7 @@ from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
 from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.plan.questions import Answers, Questions, write_questions
+from tar_like.plan.questions import Answers, Question, Questions, write_questions
 from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, survey
 from tar_like.proxy.assemble import Assembler, Provided, Task
@@ -38,10 +38,10 @@ from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
+MAX_PADDING = 16
+"""Blocks without bytes that a plan may have where files are left out of it."""
 SOURCES = 4
 """Files with the wanted content that are tried, should the first have been touched."""
-LEAST_TWIN = PAGE
-"""Bytes from which a file is not sent a second time where its digest is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,16 +126,14 @@ class Planning:
     def _file(self, name: str) -> str:
         return os.path.join(self._path, name)
 
-    def easy(self, wish: Wish) -> bool:
-        """Whether everything is to be sent, so that there is nothing to read."""
+    @property
+    def easy(self) -> bool:
+        """Whether there is nothing at the destination that could be read."""
         known = os.path.exists(self._file("survey.db")) or os.path.exists(self._destination.ledger)
         if known or self._destination.donors(self._id) or Rules.read(self._path).existing:
             return False
         with os.scandir(self._destination.root) as names:
-            if any(one.name != HOME for one in names):
-                return False
-        known = self._index.algorithm != "none"
-        return not ((wish.ask or known) and survey.twins_possible(self._index))
+            return all(one.name == HOME for one in names)
 
     def run(self, wish: Wish) -> None:
         """Make the plan or the questions, if they are not there. Idempotent.
@@ -145,7 +143,7 @@ class Planning:
         with held(self._file(PLAN_LOCK)), self._folder() as folder:
             if os.path.exists(self._file("plan.db")):
                 return
-            if self.easy(wish):
+            if self.easy:
                 self._plan_everything(folder, wish)
                 return
             if not os.path.exists(self._file("survey.db")):
@@ -167,11 +165,28 @@ class Planning:
             self._destination.discard(folder)
 
     def _plan_everything(self, folder: str, wish: Wish) -> None:
-        plan = os.path.join(folder, "plan.db")
-        if not build_whole_plan(self._index, plan, wish.block_size):
-            build_plan(self._index, self._index.of_kind(FILE), plan, wish.block_size)
-        temporary = os.path.join(folder, "kept.db")
-        kept.write_nothing(temporary)
+        """All of the tree is sent, but of files that are the same only the first."""
+        if wish.ask and not os.path.exists(self._file("answers.db")):
+            if os.path.exists(self._file("questions.db")):
+                return
+            known = self._index.algorithm != "none"
+            unknown = () if known else survey.twins(self._index)
+            if self._publish_questions(folder, (Question(one, 0) for one in unknown)):
+                return
+        temporary, plan = os.path.join(folder, "kept.db"), os.path.join(folder, "plan.db")
+        db = kept.create(temporary)
+        try:
+            twins = set(survey.twins(self._index))
+            entries = map(self._index.entry, sorted(twins))
+            twins -= {entry.id for entry in _Sorter(db).left(entries, self._digest_of())}
+            padding = sum(self._index.entry(entry_id).size for entry_id in twins)
+            short = padding <= MAX_PADDING * wish.block_size
+            if not short or not build_whole_plan(self._index, plan, wish.block_size, twins):
+                lacking = (one for one in self._index.of_kind(FILE) if one.id not in twins)
+                build_plan(self._index, lacking, plan, wish.block_size)
+            db.execute("COMMIT")
+        finally:
+            db.close()
         self._publish(temporary, plan)
 
     def _publish(self, kept_path: str, plan_path: str) -> None:
@@ -194,14 +209,20 @@ class Planning:
             publish(adopted, self._file(adopt.NAME))
         publish(temporary, self._file("survey.db"))
 
-    def _ask(self, folder: str) -> bool:
+    def _publish_questions(self, folder: str, rows: Iterable[Question]) -> bool:
         """Publish the questions, if there are any."""
         temporary = os.path.join(folder, "questions.db")
-        algorithm = self._index.digest
-        rows = survey.questions(self._file("survey.db"), self._destination.ledger, algorithm)
-        if not write_questions(temporary, self._index.id, algorithm, rows):
+        if not write_questions(temporary, self._index.id, self._index.digest, rows):
             return False
         self._destination.durability.publish(temporary, self._file("questions.db"))
+        return True
+
+    def _ask(self, folder: str) -> bool:
+        """Publish the questions, if there are any, and read what the answers will be held to."""
+        ledger, algorithm = self._destination.ledger, self._index.digest
+        rows = survey.questions(self._file("survey.db"), ledger, algorithm)
+        if not self._publish_questions(folder, rows):
+            return False
         with _Pool(self._jobs, self._destination, self._path) as pool:
             pool.prepare(self._tasks(known=False))
         return True
@@ -356,7 +377,7 @@ class _Sorter:
         for entry in lacking:
             if entry.id in self._done:
                 continue
-            if entry.size >= LEAST_TWIN and entry.id not in self._missing:
+            if entry.size >= survey.LEAST_TWIN and entry.id not in self._missing:
                 first = self._first(entry, digest_of(entry))
                 if first != entry.id:
                     row = (entry.id, first, digest_of(entry))

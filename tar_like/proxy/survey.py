@@ -33,6 +33,8 @@ from tar_like.rules import Rules
 TWIN = 64 << 10
 """Bytes from which two new files of one size are worth reading before they are sent, to see
 whether they are the same. Below it the second reading costs more than it is likely to save."""
+LEAST_TWIN = PAGE
+"""Bytes from which a file is not sent a second time where its digest is known."""
 
 LACKING = """CREATE TABLE lacking (
   entry_id INTEGER PRIMARY KEY,
@@ -60,9 +62,9 @@ SELECT entry_id FROM lacking l WHERE size > 0 AND hash = x'' AND (
 """The same time besides the same size makes it likely enough for a file of any size."""
 
 
-def twins_possible(index: Index) -> bool:
-    """Whether two files of a tree may be the same, and worth looking at."""
-    return index.has_twins(TWIN)
+def twins(index: Index) -> Iterator[int]:
+    """Entries of new files that may be the same as another, and are worth finding out."""
+    return index.twins(TWIN if index.algorithm == "none" else LEAST_TWIN)
 
 
 def write_survey(

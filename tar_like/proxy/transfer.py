@@ -175,12 +175,13 @@ class Transfer:
                 copies = bytes_of_twins(self.path)
                 room.check(self.path, plan, plan.block_count - self._receipts.received, copies)
 
-    def easy(self, wish: Wish) -> bool:
+    @property
+    def easy(self) -> bool:
         """Whether negotiating takes no time worth speaking of."""
         if os.path.exists(self.plan_path):
             return True
         with Planning(self._destination, self.id) as planning:
-            return planning.easy(wish)
+            return planning.easy
 
     @property
     def open_questions(self) -> int:

@@ -105,7 +105,7 @@ class Transfers:
         """
         self.get(transfer_id).state(rules)
         transfer = self.get(transfer_id)
-        if transfer.easy(wish):
+        if transfer.easy:
             return transfer.negotiate(wish.block_size, rules, ask=wish.ask, checksum=wish.checksum)
         deadline = time.monotonic() + WAIT
         token = secrets.token_hex(8)

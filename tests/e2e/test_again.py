@@ -115,6 +115,18 @@ def test_two_new_files_that_are_the_same_cross_once(work: Path, src: Path) -> No
     assert_same(src, dst)
 
 
+@pytest.mark.parametrize("size", ["1MiB", "64KiB"])
+def test_a_twin_that_fills_blocks_leaves_none_without_a_receipt(
+    work: Path, src: Path, size: str
+) -> None:
+    """In the smaller ones there would be too many blocks without bytes: they are not made."""
+    (src / "twin").write_bytes((src / "large").read_bytes())
+    (src / "z").write_bytes(b"the last")
+    summary = sync(src, work / "dst", "-s", size, "--compress", "lz4")
+    assert summary["blocks_sent"] == summary["blocks_total"]
+    assert_same(src, work / "dst")
+
+
 def _overwrite(data: bytearray, dice: random.Random) -> int:
     start = dice.randrange(len(data) - 4096)
     data[start : start + 4096] = dice.randbytes(4096)

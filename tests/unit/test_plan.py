@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tar_like.errors import IndexInvalid
 from tar_like.index import Index
 from tar_like.layout import GRAIN, PAGE, Entry, Extent, Piece
-from tar_like.plan import Plan, build_plan
+from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.proxy.verify import units
 from tests.unit.indexes import Segment, edit, file, folder, numbered, root, write
 
@@ -276,3 +276,27 @@ def test_a_plan_lies_under_any_name(tmp_path: Path) -> None:
     plan = Plan(str(path), str(index))
     assert plan.block_count == 2
     plan.close()
+
+
+@given(st.lists(st.tuples(SIZES, st.booleans()), max_size=12), st.integers(1, 3))
+def test_a_whole_plan_has_every_file_but_those_left_out(
+    files: list[tuple[int, bool]], pages: int
+) -> None:
+    entries = numbered([root(), *(file(b"%03d" % n, one[0]) for n, one in enumerate(files))])
+    without = {n for n, (_, left_out) in enumerate(files, 1) if left_out}
+    with tempfile.TemporaryDirectory() as folder:
+        index_path, path = f"{folder}/index", f"{folder}/plan"
+        write(Path(index_path), entries)
+        with Index(index_path) as index:
+            assert build_whole_plan(index, path, pages * PAGE, without)
+        plan = Plan(path, index_path)
+        sent = [one for one in entries[1:] if one.id not in without]
+        assert list(plan.lacking()) == [one.id for one in sent]
+        assert list(plan.bare()) == [one.id for one in sent if not one.size]
+        pieces = [piece for n in range(plan.block_count) for piece in plan.pieces(n)]
+        lengths = {one.id: 0 for one in sent}
+        for piece in pieces:
+            lengths[piece.entry_id] += piece.stop - piece.start
+        assert lengths == {one.id: one.size for one in sent}
+        assert (plan.bytes, plan.files) == (sum(lengths.values()), len(sent))
+        plan.close()
