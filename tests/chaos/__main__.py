@@ -22,6 +22,7 @@ COUNTS = {
     "bits": 100_000,
     "flips": 1_000_000,
     "slow": 1000,
+    "kills": 1000,
 }
 """How often each long form tries; the name is that of its module."""
 

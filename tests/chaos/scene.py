@@ -112,12 +112,12 @@ class Fork:
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
-        if self.ended() and not _group(self.pid):
+        if self.ended() and not group(self.pid):
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.end()
-        wait_for("a process group to end", lambda: not _group(self.pid))
+        wait_for("a process group to end", lambda: not group(self.pid))
 
     def said(self) -> str:
         """The end of its log."""
@@ -340,7 +340,7 @@ def unmount(where: object) -> None:
     wait_for(f"{where} to be unmounted", tried, seconds=30)
 
 
-def _group(leader: int) -> list[int]:
+def group(leader: int) -> list[int]:
     """The living processes of a group."""
     found = []
     for name in os.listdir("/proc"):

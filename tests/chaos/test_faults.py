@@ -16,6 +16,7 @@ import pytest
         ("errors", 8),
         ("full", 3),
         ("sequences", 25),
+        ("kills", 6),
         ("bits", 300),
         ("flips", 3000),
         ("slow", 40),

@@ -49,7 +49,6 @@ def traced(work: Callable[[], object], *, log: Path, which: str, inject: str = "
     def started() -> object:
         os.close(writer)
         os.read(reader, 1)
-        os.close(reader)
         return work()
 
     with Fork(started, log=log) as fork:
