@@ -156,12 +156,12 @@ class Assembler:
             os.close(fd)
 
     def _copy(self, entry: Entry, row: Row, wanted: bytes) -> bool:
-        """Stage a copy of a known file; whether it is what it should be."""
+        """Stage a copy of a file that had the content once; whether it is what it should be."""
         source = self._open(row.path)
         if source is None:
             return False
         try:
-            if not row.is_of(os.fstat(source)):
+            if os.fstat(source).st_size != entry.size:
                 return False
             staged = self._stage(entry)
             try:

@@ -348,6 +348,7 @@ class _Sorter:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        db.execute("CREATE TEMP TABLE sent (digest BLOB PRIMARY KEY, entry_id) WITHOUT ROWID")
         self._missing: dict[int, list[tuple[int, int]]] = {}
         self._done: set[int] = set()
         self.staged = False
@@ -368,28 +369,28 @@ class _Sorter:
             self._done.add(found.entry_id)
         elif found.missing is not None:
             self._missing[found.entry_id] = list(found.missing)
+            self._first(found.entry_id, found.digest)
 
     def left(
         self, lacking: Iterable[Entry], digest_of: Callable[[Entry], bytes]
     ) -> Iterator[Entry]:
-        """The files to be sent: of several that are the same, the first."""
-        self._db.execute("CREATE TEMP TABLE sent (digest BLOB PRIMARY KEY, entry_id) WITHOUT ROWID")
+        """The files to be sent: of several that are the same, one, in part if that is enough."""
         for entry in lacking:
             if entry.id in self._done:
                 continue
             if entry.size >= survey.LEAST_TWIN and entry.id not in self._missing:
-                first = self._first(entry, digest_of(entry))
+                first = self._first(entry.id, digest_of(entry))
                 if first != entry.id:
                     row = (entry.id, first, digest_of(entry))
                     self._db.execute("INSERT INTO twin VALUES (?, ?, ?)", row)
                     continue
             yield entry
 
-    def _first(self, entry: Entry, known: bytes) -> int:
-        """The first entry with this digest that is sent."""
+    def _first(self, entry_id: int, known: bytes) -> int:
+        """The first entry with this digest that is sent: this one, if there was none."""
         if not known:
-            return entry.id
-        self._db.execute("INSERT OR IGNORE INTO sent VALUES (?, ?)", (known, entry.id))
+            return entry_id
+        self._db.execute("INSERT OR IGNORE INTO sent VALUES (?, ?)", (known, entry_id))
         row = self._db.execute("SELECT entry_id FROM sent WHERE digest = ?", (known,)).fetchone()
         return int(row[0])
 

@@ -252,6 +252,15 @@ def test_a_known_file_that_rotted_is_not_trusted_as_a_source(work: Path, src: Pa
     assert_same(src, dst)
 
 
+def test_a_known_file_that_was_touched_is_still_a_source(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    sync(src, dst)
+    os.link(dst / "large", dst / "another name")  # changes its ctime
+    (src / "large").rename(src / "elsewhere")
+    assert again(src, dst, "--delete") == 0
+    assert_same(src, dst)
+
+
 def flip_unnoticed(dst: Path, name: str) -> None:
     """Change a byte of a file, and have the ledger believe that this is how it was."""
     path = dst / name
