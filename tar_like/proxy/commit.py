@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -43,6 +44,7 @@ from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
+from tar_like.proxy.seal import broken, text_of
 from tar_like.proxy.transfer import begin_anew
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Twin, Unit, UnitResult, Verifier, read_back, units
@@ -91,6 +93,11 @@ def _take_lock(path: str) -> int:
 
 
 def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
+    path = destination.transfer(transfer_id)
+    if name := broken(path):
+        sys.stderr.write(f"tar-like: {text_of(name)}\n")
+        destination.discard(path)
+        return None  # whoever waits finds no such transfer; a sender that runs again offers it
     with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
         return commit.run()
 

@@ -34,6 +34,7 @@ from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
+from tar_like.proxy.seal import seal
 from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
@@ -191,8 +192,9 @@ class Planning:
 
     def _publish(self, kept_path: str, plan_path: str) -> None:
         publish = self._destination.durability.publish
-        publish(kept_path, self._file("kept.db"))
-        publish(plan_path, self._file("plan.db"))
+        for path, name in ((kept_path, "kept.db"), (plan_path, "plan.db")):
+            publish(seal(path, name), self._file(f"{name}.seal"))
+            publish(path, self._file(name))
 
     def _survey(self, folder: str, wish: Wish) -> None:
         temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)

@@ -42,6 +42,7 @@ from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held, touc
 from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.rehearsal import write_rehearsal
+from tar_like.proxy.seal import seal
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
 from tar_like.rules import RULES, Rules
@@ -541,8 +542,9 @@ def _furnish(destination: Destination, folder: str, rules: Rules) -> None:
     for name in (PLAN_LOCK, COMMIT_LOCK):
         touch(os.path.join(folder, name))
     rules.write(folder)
-    for name in ("index.db", RULES):
-        destination.durability.file(os.path.join(folder, name))
+    index = os.path.join(folder, "index.db")
+    for path in (index, os.path.join(folder, RULES), seal(index)):
+        destination.durability.file(path)
     with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
         room.write(b" " * 4096)  # so that a commit can say that the disk is full
 

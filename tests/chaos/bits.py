@@ -4,6 +4,7 @@
     index     as it comes, an LZ4 frame    refused, or the file is the one that was sent
     receipts  in a log                     no block has a receipt that it did not get
     staged    in a staged file             its block is revoked, and sent again
+    stored    in a transfer's own files     the commit says so, or gives the right tree
     ledger    of the last commit           the next sync gives the right tree, or an error
 
 The first three are tried by the functions that the receiver calls, the others by whole commits.
@@ -23,13 +24,15 @@ from pathlib import Path
 
 from tar_like.errors import BlockInvalid, IndexInvalid, TarLikeError, TooLarge
 from tar_like.index import validate
+from tar_like.proxy.commit import run_commit
 from tar_like.proxy.receipts import Receipts
 from tar_like.wire import Inflater, Status, deflate_file
 from tests import trees
+from tests.chaos.flips import silence
 from tests.chaos.scene import Broken, make_tree
 from tests.unit.receiver import Job
 
-SHARES = {"body": 50, "index": 20, "receipts": 29, "staged": 0.6, "ledger": 0.4}
+SHARES = {"body": 50, "index": 20, "receipts": 29, "staged": 0.4, "stored": 0.4, "ledger": 0.2}
 """Of a hundred flips."""
 
 
@@ -143,6 +146,29 @@ def _staged(work: Path, count: int, dice: random.Random) -> int:
     return 0
 
 
+def _stored(work: Path, count: int, dice: random.Random) -> int:
+    harmless = 0
+    for _ in range(count):
+        job = _job(work, dice)
+        job.send()
+        found = sorted(path for path in job.path.glob("*.db"))
+        _flip_file(dice.choice(found), dice)
+        with silence():
+            run_commit(job.destination, job.id, "token", 1)
+        outcome = job.destination.read_report(job.id)
+        if outcome is not None:
+            harmless += 1
+            _right(job, outcome)
+        elif not job.transfer.alive:  # it was thrown away: once more
+            job.offer()
+            job.reopen()
+            job.transfer.negotiate(4096)
+            _finish(job)
+        job.close()
+        shutil.rmtree(work / "dst")
+    return harmless
+
+
 def _ledgers(work: Path, count: int, dice: random.Random) -> int:
     first = _job(work, dice)
     _finish(first)
@@ -189,5 +215,6 @@ _KINDS: dict[str, Kind] = {
     "index": _indexes,
     "receipts": _receipts,
     "staged": _staged,
+    "stored": _stored,
     "ledger": _ledgers,
 }

@@ -62,7 +62,7 @@ def _round(work: Path, dice: random.Random) -> tuple[int, bool, int]:
     counter, flipper = _start(pairs)
     failures, complete = 0, False
     try:
-        with _silence():
+        with silence():
             try:
                 job.transfer.negotiate(4096)
                 job.send()
@@ -121,7 +121,7 @@ def _start(pairs: list[tuple[bytes, bytes]]) -> tuple[memoryview, int]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """A commit that fails unexpectedly says so on stderr; here that is no news."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
