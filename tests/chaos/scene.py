@@ -347,6 +347,7 @@ def group(leader: int) -> list[int]:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == leader and fields[0] != "Z":
+                threads = int(fields[17])  # a first thread may be a zombie before the others are
+                if int(fields[2]) == leader and (fields[0] != "Z" or threads > 1):
                     found.append(int(name))
     return found

@@ -15,7 +15,7 @@ import pytest
         ("calls", 8),
         ("errors", 8),
         ("full", 3),
-        ("sequences", 25),
+        ("sequences", 15),
         ("kills", 6),
         ("bits", 300),
         ("flips", 3000),
