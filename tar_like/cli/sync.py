@@ -183,9 +183,13 @@ def _sync(
 
 
 def _may_look(options: argparse.Namespace, upload: UploadOptions) -> bool:
-    """Whether a look at names and times is all that this run is asked for."""
+    """Whether a look at names and times is all that this run is asked for.
+
+    A bucket also has ETags, which an index's id does not cover.
+    """
     return not (
-        options.dry_run
+        "://" in upload.source
+        or options.dry_run
         or options.db
         or options.detach
         or options.xattrs

@@ -62,6 +62,32 @@ def test_a_tree_with_metadata_comes_back_as_it_was(s3: Store, work: Path) -> Non
     trees.assert_same(src, dst)
 
 
+def test_the_etag_tells_what_changed_and_not_the_time(s3: Store, work: Path) -> None:
+    def sync() -> int:
+        options = ("--s3-metadata", "--json")
+        result = run("sync", s3.url, work / "dst", *options, env=s3.environment())
+        assert "Reading" not in result.message
+        return int(result.summary["bytes_sent"])
+
+    s3.put("kept", b"k" * 5000, Metadata={"mtime": "1600000000"})
+    s3.put("changed", b"c" * 5000, Metadata={"mtime": "1600000000"})
+    assert sync() == 10_000
+    s3.put("kept", b"k" * 5000, Metadata={"mtime": "1700000000"})
+    assert sync() == 0
+    assert (work / "dst/kept").stat().st_mtime == 1_700_000_000
+    assert sync() == 0
+
+
+def test_what_keeps_size_and_time_in_a_bucket_is_noticed_by_its_etag(s3: Store, work: Path) -> None:
+    metadata = {"mtime": "1600000000"}
+    s3.put("changed", b"old", Metadata=metadata)
+    command = ("sync", s3.url, work / "dst", "--s3-metadata")
+    run(*command, env=s3.environment())
+    s3.put("changed", b"new", Metadata=metadata)
+    run(*command, env=s3.environment())
+    assert (work / "dst/changed").read_bytes() == b"new"
+
+
 def test_a_tree_without_metadata_has_the_same_bytes_and_ids(s3: Store, work: Path) -> None:
     fill(s3)
     run("sync", s3.url, work / "dst", env=s3.environment())
