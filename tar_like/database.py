@@ -102,6 +102,11 @@ def connect_readonly(path: str) -> sqlite3.Connection:
     return db
 
 
+def trouble(error: sqlite3.Error) -> str:
+    """What kind of error it is, without the paths that SQLite may name."""
+    return getattr(error, "sqlite_errorname", None) or damage(error)
+
+
 def damage(error: Exception | str) -> str:
     """What is wrong with a file, in a few printable words: its own texts may be in there."""
     if isinstance(error, UnicodeDecodeError):

@@ -29,6 +29,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from tar_like import __version__
+from tar_like.database import trouble
 from tar_like.errors import (
     Busy,
     LengthRequired,
@@ -106,6 +107,7 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         OSError: _os_problem,
         sqlite3.Error: _records_problem,
         ClientDisconnect: _gone,
+        Exception: _unexpected,
     }
     app = Starlette(
         routes=routes,
@@ -448,8 +450,13 @@ async def _records_problem(_: Request, error: Exception) -> Response:
     return problem.document(
         ReceiverFailed.slug,
         ReceiverFailed.http_status,
-        f"The receiver's records cannot be read or written ({error}).",
+        f"The receiver's records cannot be read or written ({trouble(error)}).",
     )
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    text = "The receiver failed unexpectedly: its log says more."
+    return problem.document(TarLikeError.slug, TarLikeError.http_status, text)
 
 
 async def _gone(_: Request, __: Exception) -> Response:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 
+from tar_like.database import trouble
 from tar_like.errors import (
     CommitFailed,
     Conflict,
@@ -57,4 +58,6 @@ def _failed(error: OSError | sqlite3.Error) -> Outcome:
         return Outcome(token="", error=str(known), http_status=known.http_status)
     if isinstance(error, OSError):
         return Outcome(token="", error=f"The destination cannot be written: {cause(error)}.")
-    return Outcome(token="", error=f"The destination's records cannot be written: {error}.")
+    return Outcome(
+        token="", error=f"The destination's records cannot be written: {trouble(error)}."
+    )

@@ -690,3 +690,32 @@ def test_the_rules_stated_last_hold_and_nothing_is_committed_by_others(
     assert ask("commit", deleting).json["state"] == "complete"
     assert "other options" in ask("commit", plain).problem(409, "conflict")
     assert ask("commit", deleting).json["rules"]["patterns"] == ["*"]
+
+
+def test_errors_name_no_path_of_the_machine(sender: Sender, work: Path) -> None:
+    """Whatever is wrong with the receiver's own files, what it says of them stays inside."""
+    folder = sender.receiver.dest / ".tar_like/transfers" / sender.id
+    digest, body = sender.block(0)
+    asked = [
+        ("GET", sender.base, None), ("GET", f"{sender.base}/plan", None),
+        ("GET", f"{sender.base}/blocks", None), ("POST", f"{sender.base}/commit", None),
+        ("PUT", f"{sender.base}/4096/0", body),
+    ]  # fmt: skip
+    for name in ("plan.db", "index.db", "receipts", "stage"):
+        (folder / name).rename(work / name)
+        if name.endswith(".db"):
+            (folder / name).write_bytes(b"no database")
+        for method, path, data in asked:
+            found = sender.receiver.ask(method, path, data, Repr_Digest=digest)
+            for text in (
+                str(sender.receiver.dest),
+                "/proc/",
+                "/transfers/",
+                ".tar_like",
+                work.name,
+            ):
+                assert text.encode() not in found.body, (name, method, path, found.body)
+            assert not {"server", "x-powered-by"} & found.headers.keys()
+        if name.endswith(".db"):
+            (folder / name).unlink()
+        (work / name).rename(folder / name)
