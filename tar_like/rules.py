@@ -14,6 +14,8 @@ from typing import Any
 from tar_like.errors import UsageError
 
 RULES = "rules.json"
+CURRENT = "current"
+"""The symlink to the newest snapshot."""
 MAX_TEXT = 4096
 
 
@@ -50,10 +52,20 @@ class Rules:
     dry_run: bool = False
     """Only say what would be done."""
 
+    snapshot: str = ""
+    """The name of a folder of the destination, to be made for this tree alone."""
+
     @property
-    def planning(self) -> tuple[bool, ...]:
+    def planning(self) -> tuple[bool | str, ...]:
         """Those that a plan depends on."""
-        return self.update, self.existing, self.ignore_existing, self.size_only, self.dry_run
+        return (
+            self.update,
+            self.existing,
+            self.ignore_existing,
+            self.size_only,
+            self.dry_run,
+            self.snapshot,
+        )
 
     def write(self, folder: str) -> None:
         """Keep them in a folder."""
@@ -87,7 +99,19 @@ class Rules:
                 f"--backup-dir {self.backup_dir}: it must be a folder inside the destination, "
                 "given relative to it."
             )
+        if self.snapshot:
+            self._check_snapshot()
         return self
+
+    def _check_snapshot(self) -> None:
+        name = self.snapshot
+        if "/" in name or name in (".", "..", CURRENT) or name.startswith(".tar_like"):
+            raise UsageError(f"--snapshot {name}: that cannot be the name of a snapshot.")
+        if len(os.fsencode(name)) > 255 or not name.isprintable():
+            raise UsageError("--snapshot: the name is too long, or cannot be printed.")
+        others = (self.delete, self.backup_dir, self.update, self.existing, self.ignore_existing)
+        if any(others) or self.size_only:
+            raise UsageError("--snapshot begins with an empty folder: no other rule goes with it.")
 
     @property
     def canonical(self) -> Rules:

@@ -21,6 +21,11 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         help="only say what would be sent, made from what is there, and deleted",
     )  # fmt: skip
     group.add_argument(
+        "--snapshot", metavar="NAME", default="",
+        help="make the folder NAME in TARGET, sharing with the snapshot before it, and let "
+        "'current' lead to it",
+    )  # fmt: skip
+    group.add_argument(
         "--ignore-errors", action="store_true",
         help="delete although parts of SRC could not be read (never below those)",
     )  # fmt: skip
@@ -49,6 +54,7 @@ def rules(options: argparse.Namespace) -> Rules:
         ignore_errors=options.ignore_errors,
         regexes=tuple(options.regexes),
         patterns=tuple(options.patterns),
+        snapshot=options.snapshot,
         update=options.update,
         dry_run=options.dry_run,
         existing=options.existing,

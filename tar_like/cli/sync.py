@@ -190,6 +190,7 @@ def _may_look(options: argparse.Namespace, upload: UploadOptions) -> bool:
     return not (
         "://" in upload.source
         or options.dry_run
+        or options.snapshot
         or options.db
         or options.detach
         or options.xattrs

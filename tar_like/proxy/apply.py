@@ -23,12 +23,14 @@ from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
+from tar_like.proxy.assemble import copy_range, data_of
 from tar_like.proxy.backup import Backup
 from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.passing import Passing
+from tar_like.proxy.snapshot import base_of
 from tar_like.proxy.staging import Staging
 from tar_like.rules import Rules
 from tar_like.wire import Failure
@@ -81,6 +83,10 @@ class Applier:
         self._backup = Backup(root, folder) if folder else None
         self._may_clear = self._rules.delete and whole
         """Whether a directory that is not empty gives way to what is none."""
+        self._base: Walker | None = None
+        """The snapshot before, from which what is kept is shared."""
+        if self._rules.snapshot:
+            self._base = Walker(base_of(os.path.join(path, "../../.."), path))
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._passing = Passing(self._rules, self._walker)
         self._wary = self._rules.update or self._rules.ignore_existing
@@ -217,6 +223,8 @@ class Applier:
 
     def _touch_kept(self, entry: Entry, kept: Landed) -> Landed:
         """A file whose content is in place: its metadata may have changed."""
+        if self._base is not None:
+            return self._share(entry, kept, self._base)
         parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         same = st.st_ino == kept.ino and st.st_size == entry.size
@@ -233,14 +241,70 @@ class Applier:
                 os.close(fd)
         return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
 
+    def _share(self, entry: Entry, kept: Landed, base: Walker) -> Landed:
+        """A file that the snapshot before has: by a further link, or copied if it differs."""
+        parent, name = self._walker.split(entry.path)
+        try:
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)  # before a crash
+        except FileNotFoundError:
+            pass
+        theirs, last = base.split(entry.path)
+        st = os.stat(last, dir_fd=theirs, follow_symlinks=False)
+        same = st.st_ino == kept.ino and st.st_size == entry.size
+        if not same or (st.st_ctime_ns != kept.ctime and not self._holds(last, theirs, kept)):
+            raise _Refused("was changed in the snapshot before: run it again")
+        if not self._metadata.matches(entry, st) or self._index.xattr_names:
+            self._copy(entry, theirs, last)
+        else:
+            try:
+                os.link(last, name, src_dir_fd=theirs, dst_dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                    raise
+                self._copy(entry, theirs, last)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
+
+    def separate(self, entry_id: int) -> tuple[int, bytes, int, int]:
+        """Give an entry a file of its own, that had two names in the snapshot before."""
+        assert self._base is not None
+        entry = self._index.entry(entry_id)
+        theirs, last = self._base.split(entry.path)
+        self._copy(entry, theirs, last)
+        parent, name = self._walker.split(entry.path)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        content = self._digest_of(name, parent)
+        return entry_id, content, st.st_ino, st.st_ctime_ns
+
+    def _copy(self, entry: Entry, theirs: int, last: bytes) -> None:
+        """A file of its own, sharing blocks where the filesystem can."""
+        source = os.open(last, _READ, dir_fd=theirs)
+        try:
+            fd = self._staging.create(entry.id)
+            try:
+                os.ftruncate(fd, 0)
+                os.ftruncate(fd, entry.size)
+                for start, stop in data_of(source, entry.size):
+                    copy_range(source, start, fd, start, stop - start)
+                self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
+            finally:
+                os.close(fd)
+        finally:
+            os.close(source)
+        self._rename_over(Staging.name(entry.id), entry.path)
+
     def _holds(self, name: bytes, parent: int, kept: Landed) -> bool:
         """Whether a kept file still has its content, by reading it."""
+        return self._digest_of(name, parent) == kept.digest
+
+    def _digest_of(self, name: bytes, parent: int) -> bytes:
         hasher = digest.hasher(self._algorithm)
         fd = os.open(name, _READ, dir_fd=parent)
         with open(fd, "rb", buffering=0) as file:
             while data := file.read(1 << 20):
                 hasher.update(data)
-        return hasher.digest() == kept.digest
+        return hasher.digest()
 
     def _apply_symlink(self, entry: Entry) -> None:
         parent, name = self._walker.split(entry.path)

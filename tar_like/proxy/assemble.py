@@ -62,11 +62,11 @@ class Provided:
 class Assembler:
     """Assembles files of one transfer. One a process."""
 
-    def __init__(self, destination: Destination, path: str) -> None:
-        """``path`` is the transfer's folder."""
+    def __init__(self, destination: Destination, path: str, root: str) -> None:
+        """``path`` is the transfer's folder, ``root`` where older versions lie."""
         self._index = Index(os.path.join(path, "index.db"))
         self._staging = Staging(os.path.join(path, "stage"))
-        self._walker = Walker(destination.root)
+        self._walker = Walker(root)
         self._cache = ChunkCache(destination.chunks)
         self._algorithm = self._index.digest
         self._questions, self._answers = _conversation(path, self._index.id)
@@ -107,7 +107,7 @@ class Assembler:
         """Stage a copy of an older version; what of it is right will be seen."""
         staged = self._stage(entry)
         try:
-            for start, stop in _data(source, min(entry.size, os.fstat(source).st_size)):
+            for start, stop in data_of(source, min(entry.size, os.fstat(source).st_size)):
                 copy_range(source, start, staged, start, stop - start)
         finally:
             os.close(staged)
@@ -165,7 +165,7 @@ class Assembler:
                 return False
             staged = self._stage(entry)
             try:
-                for start, stop in _data(source, entry.size):
+                for start, stop in data_of(source, entry.size):
                     copy_range(source, start, staged, start, stop - start)
                 holds = self._digest(staged, entry.size) == wanted
             finally:
@@ -250,7 +250,7 @@ class Assembler:
         name = row.digest.hex() if row is not None and known else name_of_file(st)
         found = self._cache.read(name, average)
         if found is None:
-            ranges = list(_data(fd, st.st_size))
+            ranges = list(data_of(fd, st.st_size))
             try:
                 measured = chunks.measure(
                     lambda start, stop: self._read(fd, start, stop), ranges, st.st_size, average
@@ -265,7 +265,7 @@ class Assembler:
         hasher = digest.hasher(self._algorithm)
         position = 0
         try:
-            for start, stop in _data(fd, size):
+            for start, stop in data_of(fd, size):
                 digest.add_zeros(hasher, start - position)
                 for step in range(start, stop, _STEP):
                     hasher.update(self._read(fd, step, min(step + _STEP, stop)))
@@ -295,7 +295,7 @@ def _conversation(path: str, index_id: str) -> tuple[Questions | None, Answers |
     )
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """The ranges of a file that hold data."""
     position = 0
     while position < size:

@@ -45,6 +45,7 @@ from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.seal import broken, text_of
+from tar_like.proxy.snapshot import Snapshot, base_of
 from tar_like.proxy.transfer import begin_anew
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Twin, Unit, UnitResult, Verifier, read_back, units
@@ -144,6 +145,10 @@ class _Commit:
         self._deleted = self._passed = 0
         self._undeleted: list[Failure] = []
         self._held = ""
+        name = self._rules.snapshot
+        self._snapshot = Snapshot(destination, self._path, name) if name else None
+        self._root = self._snapshot.tree if self._snapshot else destination.root
+        """Where the tree is put together."""
         # Open from the start: its sync tells of every write that failed since then.
         self._filesystem = os.open(destination.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -152,13 +157,18 @@ class _Commit:
         os.close(self._filesystem)
 
     def run(self) -> Outcome | None:
+        if self._snapshot is not None and self._snapshot.named:
+            self._finish(self._snapshot.failures())
+            return None
         self._check_complete()
         with held(os.path.join(self._path, PLAN_LOCK)):
             pass  # blocks that are being taken in are staged now, and none will be any more
         if not self._still_holds():
             begin_anew(self._destination, self._id, self._rules)
             return Outcome(token="")
-        with _Pool(self._jobs, self._path, self._destination.root) as pool:
+        if self._snapshot is not None:
+            self._snapshot.begin()
+        with _Pool(self._jobs, self._path, self._root) as pool:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
                 return Outcome(token="", revoked=revoked)
@@ -184,10 +194,16 @@ class _Commit:
             return (
                 not self._verified
                 and not kept.passed_count
-                and kept.holds(self._index.path, self._destination.root)
+                and kept.holds(self._index.path, self._base)
             )
         finally:
             kept.close()
+
+    @property
+    def _base(self) -> str:
+        """Where what is kept lies."""
+        root = self._destination.root
+        return base_of(root, self._path) if self._snapshot else root
 
     def _check_complete(self) -> None:
         """Raises Conflict when blocks are missing.
@@ -283,7 +299,7 @@ class _Commit:
         return Failure(shown(self._index.entry(entry_id).path), text, source=False)
 
     def _apply(self, pool: _Pool) -> list[Failure]:
-        applier = Applier(self._path, self._destination.root)
+        applier = Applier(self._path, self._root)
         failures = applier.make_directories()
         count = self._index.entry_count
         ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))
@@ -292,6 +308,8 @@ class _Commit:
             _insert(landed, applied.landed)
             failures += applied.failures
             self._progress.add(applied.count)
+        if self._snapshot is not None:
+            _insert(landed, [applier.separate(one) for one in _merged(landed)])
         failures += applier.link_hard_links(self._not_landed(landed)).failures
         self._refresh_linked(applier, landed)
         if self._rules.delete:
@@ -308,7 +326,8 @@ class _Commit:
             self._held = f"{len(failures)} entries are not in place"
         if self._held:
             return
-        deletion = Deletion(self._destination.root, self._index, self._rules)
+        spared = self._destination.snapshots()
+        deletion = Deletion(self._destination.root, self._index, self._rules, spared)
         with contextlib.closing(deletion):
             deletion.extras()
         self._deleted = deletion.deleted
@@ -343,6 +362,12 @@ class _Commit:
     def _finish(self, failures: list[Failure]) -> None:
         """Names are in place: sync, then say so."""
         self._sync()
+        if self._snapshot is not None:
+            if not self._snapshot.named:
+                self._snapshot.publish(failures)
+            self._sync()
+            self._snapshot.switch()
+            self._sync()
         folder = self._destination.temporary()
         ledger = os.path.join(folder, "ledger.db")
         shutil.copyfile(self._index.path, ledger)
@@ -353,7 +378,8 @@ class _Commit:
         db.execute("BEGIN")
         db.execute(LANDED)
         db.execute("INSERT INTO landed SELECT * FROM source.landed WHERE digest != x''")
-        db.execute("INSERT INTO meta VALUES ('plan', ?)", (self._plan.id,))
+        meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot}
+        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
         if not self._destination.durability.lasts:
@@ -520,6 +546,16 @@ def _into(db: sqlite3.Connection, insert: str) -> Callable[[list[tuple[int, byte
 
 def _insert(db: sqlite3.Connection, landed: list[tuple[int, bytes, int, int]]) -> None:
     db.executemany("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", landed)
+
+
+def _merged(landed: sqlite3.Connection) -> list[int]:
+    """Entries that share a file with an earlier one, although they are no hard links."""
+    query = (
+        "SELECT entry_id FROM landed l WHERE EXISTS (SELECT 1 FROM landed o "
+        "WHERE o.ino = l.ino AND o.entry_id < l.entry_id)"
+    )
+    landed.execute("CREATE INDEX by_ino ON landed (ino, entry_id)")
+    return [entry_id for (entry_id,) in landed.execute(query)]
 
 
 def _new_database(path: str, table: str) -> sqlite3.Connection:

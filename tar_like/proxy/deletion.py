@@ -16,7 +16,7 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tar_like.dirfd import Walker
@@ -44,8 +44,9 @@ class Extra(NamedTuple):
 class Spare:
     """What must not be deleted although the index lacks it, and all below."""
 
-    def __init__(self, index: Index, rules: Rules) -> None:
-        """Raises UsageError for filters that are none."""
+    def __init__(self, index: Index, rules: Rules, names: Iterable[str] = ()) -> None:
+        """``names`` in the root are spared, too. Raises UsageError for filters that are none."""
+        self._names = {RESERVED, *map(os.fsencode, names)}
         self._keep = make_filter(rules.regexes, rules.patterns)
         self._backup = os.fsencode(rules.backup_dir)
         self._seen = sqlite3.connect("", isolation_level=None)  # on disk, for as long as it is open
@@ -57,7 +58,8 @@ class Spare:
 
     def __call__(self, path: bytes, is_directory: bool) -> bool:
         return (
-            path in (RESERVED, self._backup)
+            path in self._names
+            or path == self._backup
             or self.unread(path)
             or (self._keep is not None and not self._keep(path, is_directory))
         )
@@ -171,10 +173,10 @@ def reason_to_hold(index: Index, rules: Rules) -> str:
 class Deletion:
     """Removes names below a root. Raises nothing: what cannot be removed is in ``failures``."""
 
-    def __init__(self, root: str, index: Index, rules: Rules) -> None:
+    def __init__(self, root: str, index: Index, rules: Rules, spared: Iterable[str] = ()) -> None:
         self._root = root
         self._index = index
-        self._spare = Spare(index, rules)
+        self._spare = Spare(index, rules, spared)
         self._backup = Backup(root, os.fsencode(rules.backup_dir)) if rules.backup_dir else None
         self.failures: list[Failure] = []
         self.deleted = 0

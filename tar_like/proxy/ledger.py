@@ -83,6 +83,8 @@ class Ledger:
         """The digest that ``hash`` and ``digest`` of its rows are."""
         self.index_id = ""
         """The index of the last commit; empty where there is none that can be believed."""
+        self.snapshot = ""
+        """The snapshot that it speaks of; empty for the destination itself."""
         self.plan = ""
         """The id of the plan that it was made by."""
         if not os.path.exists(path):
@@ -100,6 +102,7 @@ class Ledger:
         self.algorithm = meta.get("landed", "")
         self.index_id = meta.get("id", "")
         self.plan = meta.get("plan", "")
+        self.snapshot = meta.get("snapshot", "")
 
     def rows(self) -> Iterator[Row]:
         """Files in canonical order, as far as they can be read: more is sent then."""

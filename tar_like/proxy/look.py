@@ -78,7 +78,7 @@ def last_index(destination: Destination) -> str:
         return ""
     ledger = Ledger(destination.ledger)
     try:
-        return ledger.index_id
+        return "" if ledger.snapshot else ledger.index_id
     finally:
         ledger.close()
 
@@ -235,7 +235,7 @@ def reopened(destination: Destination, folder: str) -> str:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
         db.execute("DROP TABLE landed")
-        db.execute("DELETE FROM meta WHERE key IN ('landed', 'plan', 'unsynced')")
+        db.execute("DELETE FROM meta WHERE key IN ('landed', 'plan', 'snapshot', 'unsynced')")
         db.execute("COMMIT")
     finally:
         db.close()

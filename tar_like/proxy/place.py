@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from tar_like.dirfd import open_file
 from tar_like.errors import NotFound, TarLikeError, UsageError, cause
 from tar_like.proxy.durable import FULL, Durability
+from tar_like.rules import CURRENT
 from tar_like.wire import Status
 
 HOME = ".tar_like"
@@ -86,7 +87,7 @@ class Destination:
                 self.root = os.path.join(self._shadow, "nothing")
             os.makedirs(self.root, exist_ok=True)
             self._hold(self._own(os.path.join(self._shadow or self.root, HOME), HOME))
-            for name in ("transfers", "donors", "completed", "chunks", "looks", "tmp"):
+            for name in ("transfers", "donors", "completed", "chunks", "looks", "snapshots", "tmp"):
                 os.close(self._own(os.path.join(self.home, name), f"{HOME}/{name}"))
             touch(os.path.join(self.home, COMMIT_LOCK))
         except FileExistsError:
@@ -147,6 +148,18 @@ class Destination:
     def looks(self) -> str:
         """What was seen of the destination, for senders that asked."""
         return os.path.join(self.home, "looks")
+
+    def note_snapshot(self, name: str) -> None:
+        """Remember a snapshot's name."""
+        with open(os.path.join(self.home, "snapshots", name), "wb"):
+            pass
+
+    def snapshots(self) -> list[str]:
+        """Names of the snapshots that were made, and of the symlink that leads to the newest."""
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(os.path.join(self.root, HOME, "snapshots"))
+            return [*names, CURRENT] if names else []
+        return []
 
     def transfer(self, transfer_id: str) -> str:
         """The folder of a transfer. Raises NotFound for what is no id."""

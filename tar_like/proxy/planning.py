@@ -35,6 +35,7 @@ from tar_like.proxy.ledger import Ledger, Row
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
+from tar_like.proxy.snapshot import Basis, basis
 from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
@@ -128,12 +129,16 @@ class Planning:
         return os.path.join(self._path, name)
 
     @property
+    def _basis(self) -> Basis:
+        return basis(self._destination, self._path, Rules.read(self._path))
+
+    @property
     def easy(self) -> bool:
         """Whether there is nothing at the destination that could be read."""
-        known = os.path.exists(self._file("survey.db")) or os.path.exists(self._destination.ledger)
+        known = os.path.exists(self._file("survey.db")) or os.path.exists(self._basis.ledger)
         if known or self._destination.donors(self._id) or Rules.read(self._path).existing:
             return False
-        with os.scandir(self._destination.root) as names:
+        with os.scandir(self._basis.root) as names:
             return all(one.name == HOME for one in names)
 
     def run(self, wish: Wish) -> None:
@@ -198,13 +203,13 @@ class Planning:
 
     def _survey(self, folder: str, wish: Wish) -> None:
         temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)
-        ledger = "" if wish.checksum else self._destination.ledger
+        ledger = "" if wish.checksum else self._basis.ledger
         donors = self._destination.donors(self._id)
 
         def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
             return adopt.adopt(self._index, lacking, donors, adopted) if donors else lacking
 
-        root, rules = self._destination.root, Rules.read(self._path)
+        root, rules = self._basis.root, Rules.read(self._path)
         survey.write_survey(self._index, ledger, root, temporary, sift, rules)
         publish = self._destination.durability.publish
         if donors:
@@ -221,7 +226,7 @@ class Planning:
 
     def _ask(self, folder: str) -> bool:
         """Publish the questions, if there are any, and read what the answers will be held to."""
-        ledger, algorithm = self._destination.ledger, self._index.digest
+        ledger, algorithm = self._basis.ledger, self._index.digest
         rows = survey.questions(self._file("survey.db"), ledger, algorithm)
         if not self._publish_questions(folder, rows):
             return False
@@ -300,7 +305,7 @@ class Planning:
         asked = self._file("questions.db")
         if not os.path.exists(asked):
             return {}
-        questions, ledger = Questions(asked, self._index.id), Ledger(self._destination.ledger)
+        questions, ledger = Questions(asked, self._index.id), Ledger(self._basis.ledger)
         try:
             paths = (self._index.entry(one.entry_id).path for one in questions if one.average)
             return {row.path: row for row in ledger.with_paths(paths)}
@@ -310,7 +315,7 @@ class Planning:
 
     def _sources(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Row, ...]]:
         """The ledger's files that have one of these digests; a few of each."""
-        ledger = Ledger(self._destination.ledger)
+        ledger = Ledger(self._basis.ledger)
         found: dict[bytes, tuple[Row, ...]] = {}
         try:
             if ledger.algorithm == self._index.digest:
@@ -405,7 +410,8 @@ class _Pool:
     """Assemblers: in this process, and on several once there is much to do."""
 
     def __init__(self, jobs: int, destination: Destination, path: str) -> None:
-        self._make: Callable[[], Assembler] = lambda: Assembler(destination, path)
+        root = basis(destination, path, Rules.read(path)).root
+        self._make: Callable[[], Assembler] = lambda: Assembler(destination, path, root)
         self._own: Assembler | None = None
         self._jobs = jobs
         self._executor: ProcessPoolExecutor | None = None

@@ -11,6 +11,7 @@ rehearsal.db = sent(entry_id, bytes)      files to send, and how many of their b
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from tar_like.database import attach, scratch
 from tar_like.index import Index
@@ -34,7 +35,7 @@ _FILL = (
 )
 
 
-def write_rehearsal(transfer: str, root: str, path: str) -> None:
+def write_rehearsal(transfer: str, root: str, snapshots: Iterable[str], path: str) -> None:
     """Write what the transfer in a folder would do to the destination ``root``.
 
     Changes nothing there. Raises OSError, sqlite3.Error.
@@ -54,7 +55,8 @@ def write_rehearsal(transfer: str, root: str, path: str) -> None:
                 if held:
                     db.execute("INSERT INTO held VALUES (?)", (held,))
                 else:
-                    extras = Extras(root, index, Spare(index, rules), may_change=False)
+                    spare = Spare(index, rules, snapshots)
+                    extras = Extras(root, index, spare, may_change=False)
                     rows = ((extra.path,) for extra in extras)
                     db.executemany("INSERT INTO extra VALUES (?)", rows)
                     troubles = ((one.path, one.reason) for one in extras.failures)

@@ -43,6 +43,7 @@ from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
 from tar_like.proxy.rehearsal import write_rehearsal
 from tar_like.proxy.seal import seal
+from tar_like.proxy.snapshot import Snapshot
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
 from tar_like.rules import RULES, Rules
@@ -134,6 +135,8 @@ class Transfer:
         rules = rules.checked().canonical
         make_filter(rules.regexes, rules.patterns)  # can they be?
         check_backup(self._index, rules)
+        if rules.snapshot:
+            Snapshot(self._destination, self.path, rules.snapshot).check()
         if rules != self.rules:
             with self._in_use():
                 self._change_rules(rules)
@@ -231,7 +234,8 @@ class Transfer:
         """
         if not self.rules.dry_run or not os.path.exists(self.plan_path):
             raise Conflict("This transfer is no dry run, or is not planned yet.")
-        write_rehearsal(self.path, self._destination.root, path)
+        snapshots = self._destination.snapshots()
+        write_rehearsal(self.path, self._destination.root, snapshots, path)
         self._destination.discard(self.path)
 
     def plan(self) -> Plan:
