@@ -34,10 +34,10 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "bench-secret",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": "/nonexistent",
-    "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     "AWS_CA_BUNDLE": "",
-    "RCLONE_CONFIG": "/nonexistent",
+    "RCLONE_CONFIG": "/dev/null",
 }
 
 
