@@ -15,7 +15,6 @@ import os
 import random
 import selectors
 import socket
-import statistics
 import tempfile
 import threading
 import time
@@ -65,7 +64,7 @@ def _kind(work: Path, kind: str, count: int, dice: random.Random) -> dict[str, f
                 times[slow].append(time.monotonic() - begun)
                 most = max(most, _memory(proxy.process.pid))
         victim.close()
-    alone, among = (statistics.median(times[slow]) for slow in (False, True))
+    alone, among = (min(times[slow]) for slow in (False, True))  # others use the machine, too
     if count >= STRICT and alone / among < PACE:
         raise Broken(f"{kind}: {alone:.2f} s alone, {among:.2f} s among {count}")
     if most > MEMORY:
