@@ -211,8 +211,8 @@ def test_a_body_without_length_is_refused(balancer: Balancer, witness: Witness) 
         ("PUT", f"/tar/{ID}/1073741824/0", (10 << 30) + 1),
         ("PUT", f"/tar/{ID}/db", (64 << 30) + 1),
         ("PUT", f"/tar/{ID}/answers", (64 << 30) + 1),
-        ("POST", f"/tar/{ID}/plan", 4097),
-        ("POST", f"/tar/{ID}/commit", 4097),
+        ("POST", f"/tar/{ID}/plan", (256 << 10) + 1),
+        ("POST", f"/tar/{ID}/commit", (256 << 10) + 1),
     ],
 )
 def test_a_body_beyond_all_measure_is_refused_before_it_is_sent(
