@@ -21,14 +21,15 @@ from tar_like.plan.segments import Segments
 
 QUESTIONS_ID = 0x544C5154  # "TLQT"
 ANSWERS_ID = 0x544C414E  # "TLAN"
-VERSION = 1
+VERSION = 2
 META = """CREATE TABLE meta (
   key TEXT PRIMARY KEY,
   value TEXT NOT NULL
 ) WITHOUT ROWID"""
 QUESTION = """CREATE TABLE question (
   entry_id INTEGER PRIMARY KEY,
-  average INTEGER NOT NULL
+  average INTEGER NOT NULL,
+  twin INTEGER NOT NULL
 )"""
 ANSWER = """CREATE TABLE answer (
   entry_id INTEGER PRIMARY KEY,
@@ -42,6 +43,8 @@ class Question(NamedTuple):
 
     entry_id: int
     average: int
+    twin: bool = False
+    """Only another file that is asked about can be the same."""
 
 
 class Answer(NamedTuple):
@@ -58,7 +61,7 @@ def write_questions(path: str, index_id: str, algorithm: str, rows: Iterable[Que
     """Write questions to a new file; returns how many there are."""
     db = _create(path, QUESTIONS_ID, QUESTION)
     try:
-        db.executemany("INSERT INTO question VALUES (?, ?)", rows)
+        db.executemany("INSERT INTO question VALUES (?, ?, ?)", rows)
         count = int(db.execute("SELECT count(*) FROM question").fetchone()[0])
         meta = {"index": index_id, "algorithm": algorithm, "count": str(count)}
         db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
@@ -106,21 +109,21 @@ class Questions:
 
     def __iter__(self) -> Iterator[Question]:
         """The questions, by entry."""
-        rows = self._db.execute("SELECT entry_id, average FROM question ORDER BY entry_id")
-        return map(Question._make, rows)
+        rows = self._db.execute("SELECT entry_id, average, twin FROM question ORDER BY entry_id")
+        return (Question(entry_id, average, bool(twin)) for entry_id, average, twin in rows)
 
     def find(self, entry_id: int) -> Question | None:
         """The question about one entry."""
         row = self._db.execute(
-            "SELECT entry_id, average FROM question WHERE entry_id = ?", (entry_id,)
+            "SELECT entry_id, average, twin FROM question WHERE entry_id = ?", (entry_id,)
         ).fetchone()
-        return None if row is None else Question._make(row)
+        return None if row is None else Question(row[0], row[1], bool(row[2]))
 
     def longest_answer(self, index: Index) -> int:
         """Bytes that a file of answers cannot exceed."""
         room = 1 << 20
         segments = Segments(index)
-        for entry_id, average in self:
+        for entry_id, average, _ in self:
             room += 256
             if average:
                 entry = index.entry(entry_id)

@@ -177,7 +177,7 @@ class Planning:
                 return
             known = self._index.algorithm != "none"
             unknown = () if known else survey.twins(self._index)
-            if self._publish_questions(folder, (Question(one, 0) for one in unknown)):
+            if self._publish_questions(folder, (Question(one, 0, True) for one in unknown)):
                 return
         temporary, plan = os.path.join(folder, "kept.db"), os.path.join(folder, "plan.db")
         db = kept.create(temporary)

@@ -32,7 +32,7 @@ from tar_like.rules import Rules
 
 TWIN = 64 << 10
 """Bytes from which two new files of one size are worth reading before they are sent, to see
-whether they are the same. Below it the second reading costs more than it is likely to save."""
+whether they are the same (their ends first). Below it that costs more than it is likely to save."""
 LEAST_TWIN = PAGE
 """Bytes from which a file is not sent a second time where its digest is known."""
 
@@ -52,12 +52,15 @@ WHERE size BETWEEN :least AND :most AND at_size BETWEEN :least AND :most
 AND NOT (at_size = size AND at_mtime = mtime)
 """
 _DIGESTS = """
-SELECT entry_id FROM lacking l WHERE size > 0 AND hash = x'' AND (
-  (at_size = size AND (at_mtime = mtime OR size >= :page))
-  OR EXISTS (SELECT 1 FROM known k WHERE k.size = l.size
-             AND (k.mtime = l.mtime OR l.size >= :page))
-  OR (size >= :twin AND size IN (SELECT size FROM lacking WHERE size >= :twin
-                                 GROUP BY size HAVING count(*) > 1)))
+WITH asked AS (
+  SELECT entry_id, size,
+    (at_size = size AND (at_mtime = mtime OR size >= :page))
+    OR EXISTS (SELECT 1 FROM known k WHERE k.size = l.size
+               AND (k.mtime = l.mtime OR l.size >= :page)) AS here
+  FROM lacking l WHERE size > 0 AND hash = x'')
+SELECT entry_id, NOT here FROM asked
+WHERE here OR (size >= :twin AND size IN (SELECT size FROM lacking WHERE size >= :twin
+                                          GROUP BY size HAVING count(*) > 1))
 """
 """The same time besides the same size makes it likely enough for a file of any size."""
 
@@ -139,9 +142,9 @@ def questions(survey_path: str, ledger_path: str, algorithm: str) -> Iterator[Qu
         big = db.execute(_CHUNKS, bounds).fetchall()
         asked = {entry_id for entry_id, _ in big}
         yield from (Question(entry_id, chunks.average(size)) for entry_id, size in big)
-        for (entry_id,) in db.execute(_DIGESTS, {"page": PAGE, "twin": TWIN}):
+        for entry_id, twin in db.execute(_DIGESTS, {"page": PAGE, "twin": TWIN}):
             if entry_id not in asked:
-                yield Question(entry_id, 0)
+                yield Question(entry_id, 0, bool(twin))
     finally:
         db.close()
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import closing
 
 from tar_like import chunks
 from tar_like.database import MAX_VALUE
@@ -22,6 +23,7 @@ from tar_like.plan.segments import Segments
 from tar_like.process import start_pool_worker
 from tar_like.source import Source
 from tar_like.source.hashing import Hashed, hash_files
+from tar_like.upload.samples import Samples
 
 
 class Answering:
@@ -67,12 +69,23 @@ class Answering:
 
     def _digests(self) -> Iterator[Answer]:
         pairs = hash_files(
-            self._source, self._questions.algorithm, self._asked(large=False), _whole,
-            jobs=self._jobs,
-        )  # fmt: skip
+            self._source, self._questions.algorithm, self._worth_reading(), _whole, jobs=self._jobs
+        )
         for (question, _), hashed in pairs:
             found = hashed or Hashed(b"", 0)
             yield Answer(question.entry_id, found.digest, b"")
+
+    def _worth_reading(self) -> Iterator[tuple[Question, Entry]]:
+        """What is asked, less files that differ from all others of their size at either end.
+
+        Else a tree of files of one size would be read in full before its first byte is sent.
+        """
+        with closing(Samples(self._source)) as samples:
+            for _, entry in self._asked(large=False):
+                samples.take(entry)
+            for question, entry in self._asked(large=False):
+                if not question.twin or samples.shared(entry):
+                    yield question, entry
 
     def _chunked(self) -> Iterator[Answer]:
         segments = Segments(self._index)

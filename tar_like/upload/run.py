@@ -208,7 +208,9 @@ class Upload:
 
     def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:
         """Say what the receiver wants to know of files that it may have in part."""
-        self._progress.say(f"Reading {count} files of which the receiver may have something.")
+        self._progress.say(
+            f"Looking at {count} files that the receiver may have, or that may be the same."
+        )
         asked, said = os.path.join(folder, "questions.db"), os.path.join(folder, "answers.db")
         client.fetch(index.id, "questions", asked)
         questions = Questions(asked, index.id)
