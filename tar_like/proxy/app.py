@@ -43,7 +43,7 @@ from tar_like.proxy import problem
 from tar_like.proxy.access import Access, Guard
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.staging import mapped
-from tar_like.proxy.transfer import map_write_error, offer
+from tar_like.proxy.transfer import Transfer, map_write_error, offer
 from tar_like.proxy.transfers import Transfers
 from tar_like.rules import Rules
 from tar_like.wire import (
@@ -270,9 +270,14 @@ class _Service:
         length = _content_length(request)
         claimed = parse_digest(request.headers.get(DIGEST_HEADER, ""))
         plan_id = request.headers.get(PLAN_HEADER, "")
-        transfer = await self._run(lambda: self._transfers.get(params["id"]))
-        await self._run(lambda: transfer.check_plan(plan_id))
-        await self._run(lambda: transfer.check_length(block_size, block_no, length))
+
+        def opened() -> Transfer:
+            found = self._transfers.get(params["id"])
+            found.check_plan(plan_id)
+            found.check_length(block_size, block_no, length)
+            return found
+
+        transfer = await self._run(opened)
         body: Body | None = request.scope.get("extensions", {}).get(BODY_EXTENSION)
         if body is not None:
             await body.begin()
