@@ -19,8 +19,6 @@ from xxhash import xxh3_128
 from tar_like.errors import UsageError
 
 DEFAULT = "blake3"
-PARALLEL_FROM = 1 << 20
-"""Bytes from which one BLAKE3 update is worth several threads."""
 
 Buffer = bytes | bytearray | memoryview
 

@@ -62,7 +62,7 @@ def text_of(name: str) -> str:
 
 
 def _digest(path: str) -> bytes:
-    hasher = blake3(max_threads=blake3.AUTO)
+    hasher = blake3()
     with open(open_file(path, os.O_RDONLY), "rb", buffering=0) as file:
         while data := file.read(1 << 22):
             hasher.update(data)
