@@ -104,23 +104,6 @@ def test_what_is_passed_over_is_counted_and_not_sent(work: Path) -> None:
         assert (dest / "file").read_text() == "of src"
 
 
-def test_a_file_that_became_newer_while_it_was_sent_stays(work: Path) -> None:
-    source, dest = work / "src", work / "dst"
-    source.mkdir()
-    (source / "file").write_bytes(os.urandom(20000))
-    os.utime(source / "file", (START, START))
-    with Proxy(dest) as proxy:
-        db = work / "db"
-        sync(source, proxy.url, "-db", db, "--update", "-s", "4096", codes=(0,))
-        (source / "file").write_bytes(os.urandom(20000))
-        os.utime(source / "file", (START + 9, START + 9))
-        run("index", "-b", source, "-db", db)
-        run("upload", "-b", source, "-db", db, "-u", proxy.url, "-s", "4096", "-l", "2")
-        (dest / "file").write_text("newer")
-        sync(source, proxy.url, "-db", db, "--update")
-    assert (dest / "file").read_text() == "newer"
-
-
 def test_a_run_with_another_rule_does_not_go_by_the_plan_of_the_one_before(work: Path) -> None:
     source, dest, db = work / "src", work / "dst", work / "db"
     for root in (source, dest):
