@@ -90,7 +90,7 @@ def _peer(row: Comparison) -> str:
 def _target(row: Comparison) -> str:
     if row.target is None:
         return ""
-    return f"≤ {row.target:.1f}" + ("" if row.peer else " s")
+    return f"≤ {row.target:g}" + ("" if row.peer else " s")
 
 
 def _verdict(values: list[float], target: float | None) -> str:
