@@ -11,6 +11,7 @@ that does not have its receipt's digest is revoked: its staged bytes are not wha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -139,17 +140,30 @@ class Verifier:
     def _own_copy(self, entry: Entry, first: int) -> int:
         """A staged file, which gets the bytes of another one. Raises FileNotFoundError."""
         if first != entry.id:
-            source = self._staging.reopen(first)
-            try:
+            with self._reading(first) as source:
                 self._staging.remove(entry.id)
                 target = self._staging.create(entry.id)
                 try:
                     copy_range(source, 0, target, 0, entry.size)
                 finally:
                     os.close(target)
-            finally:
-                os.close(source)
         return self._staging.reopen(entry.id)
+
+    @contextlib.contextmanager
+    def _reading(self, entry_id: int) -> Iterator[int]:
+        """A staged file that has its mode already, which stays. Raises FileNotFoundError."""
+        mode: int | None = None
+        try:
+            fd = self._staging.open(entry_id)
+        except PermissionError:  # even reading it is closed to us, a plain user
+            fd = self._staging.reopen(entry_id)
+            mode = self._index.entry(entry_id).mode
+        try:
+            yield fd
+        finally:
+            if mode is not None:
+                os.fchmod(fd, mode)
+            os.close(fd)
 
     def _hash_staged(self, fd: int, entry: Entry) -> bytes:
         hasher = digest.hasher(self._algorithm)

@@ -71,7 +71,7 @@ def test_each_error_knows_its_exit_code_status_and_name() -> None:
 
 def test_what_may_pass_is_tried_again_and_nothing_else() -> None:
     again = {kind.__name__ for kind in tree(TarLikeError) if kind.retry}
-    assert again == {"BlockInvalid", "Busy", "ReceiverFailed", "Unreachable"}
+    assert again == {"BlockInvalid", "Busy", "ReceiverFailed", "TooSlow", "Unreachable"}
 
 
 def test_the_exit_codes_are_those_of_the_design() -> None:

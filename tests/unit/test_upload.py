@@ -116,7 +116,6 @@ def test_another_way_to_compress_is_a_usage_error() -> None:
         ("https://host", "https://host/tar"),
         ("HTTPS://host/other/base", "https://host/other/base"),
         ("http://[::1]:80/tar", "http://[::1]:80/tar"),
-        ("http://user:word@host/tar", "http://user:word@host/tar"),
     ],
 )
 def test_a_receivers_url(url: str, checked: str) -> None:
