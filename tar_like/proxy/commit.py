@@ -14,16 +14,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import attach, connect, scratch
@@ -32,9 +29,8 @@ from tar_like.errors import Conflict, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
 from tar_like.plan import Plan
-from tar_like.process import start_pool_worker
 from tar_like.proxy.adopt import Adoption
-from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.apply import Applier
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.deletion import Deletion, reason_to_hold
 from tar_like.proxy.doubt import distrust
@@ -43,12 +39,13 @@ from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
+from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.seal import broken, text_of
 from tar_like.proxy.snapshot import Snapshot, base_of
 from tar_like.proxy.transfer import begin_anew
 from tar_like.proxy.verified import Verified
-from tar_like.proxy.verify import Twin, Unit, UnitResult, Verifier, read_back, units
+from tar_like.proxy.verify import Twin, read_back, units
 from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Failure, Status
 
@@ -168,7 +165,7 @@ class _Commit:
             return Outcome(token="")
         if self._snapshot is not None:
             self._snapshot.begin()
-        with _Pool(self._jobs, self._path, self._root) as pool:
+        with Pool(self._jobs, self._path, self._root) as pool:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
                 return Outcome(token="", revoked=revoked)
@@ -221,7 +218,7 @@ class _Commit:
             for entry_id, why in sorted(self._receipts.omitted_entries().items())
         ]
 
-    def _verify(self, pool: _Pool) -> int:
+    def _verify(self, pool: Pool) -> int:
         """Read everything back; returns the number of blocks that had to be revoked."""
         db = self._verified.begin()
         found = read_back(pool.verify(units(self._plan)), self._receipts, _into(db, _VERIFIED))
@@ -242,7 +239,7 @@ class _Commit:
         changed = []
         for donor in self._adoption.donors():
             db.execute("CREATE TEMP TABLE donated (entry_id INTEGER PRIMARY KEY, digest BLOB)")
-            with _Pool(self._all_jobs, donor.path, self._destination.root) as pool:
+            with Pool(self._all_jobs, donor.path, self._destination.root) as pool:
                 results = pool.verify(units(donor.plan))
                 found = read_back(results, donor.receipts, _into(db, _DONATED))
             damaged, others = donor.damaged(found.bad_blocks), set(found.changed)
@@ -258,7 +255,7 @@ class _Commit:
             donor.close()
         return changed
 
-    def _verify_local(self, pool: _Pool, db: sqlite3.Connection) -> list[int]:
+    def _verify_local(self, pool: Pool, db: sqlite3.Connection) -> list[int]:
         """Files without blocks of their own: staged from what was here, or twins of others.
 
         Returns those that are not right, and the twins of files that did not arrive.
@@ -298,7 +295,7 @@ class _Commit:
         text = "what an earlier run staged of it is damaged: run the same again"
         return Failure(shown(self._index.entry(entry_id).path), text, source=False)
 
-    def _apply(self, pool: _Pool) -> list[Failure]:
+    def _apply(self, pool: Pool) -> list[Failure]:
         applier = Applier(self._path, self._root)
         failures = applier.make_directories()
         count = self._index.entry_count
@@ -453,90 +450,6 @@ class _Progress:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with contextlib.suppress(OSError), open(open_file(self._path, flags), "wb") as file:
                 file.write(str(self._count).encode())
-
-
-class _Pool:
-    """Verifiers and appliers on several processes, or in this one."""
-
-    def __init__(self, jobs: int, path: str, root: str) -> None:
-        self._executor: ProcessPoolExecutor | None = None
-        self._worker = _Worker(path, root)
-        if jobs > 1:
-            context = multiprocessing.get_context("fork")
-            self._executor = ProcessPoolExecutor(
-                jobs, context, _start_worker, (self._worker, os.getpid())
-            )
-
-    def verify(self, tasks: Iterable[Unit]) -> Iterator[UnitResult]:
-        if self._executor is None:
-            return map(self._worker.verify, tasks)
-        return self._executor.map(_verify, tasks)
-
-    def copies(self, twins: list[Twin]) -> Iterator[UnitResult]:
-        batches = (twins[first : first + 256] for first in range(0, len(twins), 256))
-        if self._executor is None:
-            return map(self._worker.copies, batches)
-        return self._executor.map(_copies, batches)
-
-    def apply(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Applied]:
-        if self._executor is None:
-            return map(self._worker.apply, ranges)
-        return self._executor.map(_apply, ranges)
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-
-
-class _Worker:
-    """What a process of the pool keeps."""
-
-    def __init__(self, path: str, root: str) -> None:
-        self._path = path
-        self._root = root
-        self._verifier: Verifier | None = None
-        self._applier: Applier | None = None
-
-    @property
-    def _own_verifier(self) -> Verifier:
-        if self._verifier is None:
-            self._verifier = Verifier(self._path)
-        return self._verifier
-
-    def verify(self, unit: Unit) -> UnitResult:
-        return self._own_verifier(unit)
-
-    def copies(self, twins: list[Twin]) -> UnitResult:
-        return self._own_verifier.copies(twins)
-
-    def apply(self, ids: tuple[int, int]) -> Applied:
-        if self._applier is None:
-            self._applier = Applier(self._path, self._root)
-        return self._applier.apply_range(*ids)
-
-
-_worker: _Worker
-
-
-def _start_worker(worker: _Worker, parent: int) -> None:
-    global _worker
-    start_pool_worker(parent)
-    _worker = worker
-
-
-def _verify(unit: Unit) -> UnitResult:
-    return _worker.verify(unit)
-
-
-def _copies(twins: list[Twin]) -> UnitResult:
-    return _worker.copies(twins)
-
-
-def _apply(ids: tuple[int, int]) -> Applied:
-    return _worker.apply(ids)
 
 
 def _into(db: sqlite3.Connection, insert: str) -> Callable[[list[tuple[int, bytes]]], object]:
