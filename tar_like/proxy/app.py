@@ -212,10 +212,8 @@ class _Service:
         token, rules = wanted.get("token"), Rules.from_json(wanted.get("rules", {}))
         if not isinstance(token, str):
             raise UsageError("Which look? Its token is a text.")
-        # Waits for a process: not on the threads that take in blocks.
-        status = await asyncio.to_thread(
-            self._transfers.again, transfer_id, token, rules.checked().canonical
-        )
+        rules = rules.checked().canonical
+        status = await _long(lambda: self._transfers.again(transfer_id, token, rules))
         return _answer(status, 202 if status.state == LOOKING else 200)
 
     async def negotiate(self, request: Request) -> Response:
@@ -223,8 +221,7 @@ class _Service:
         await self._run(lambda: self._transfers.get(transfer_id))
         wanted = await _json(request)
         wish, rules = _wish(wanted), Rules.from_json(wanted.get("rules", {}))
-        # Waits for a process: not on the threads that take in blocks.
-        status = await asyncio.to_thread(self._transfers.negotiate, transfer_id, wish, rules)
+        status = await _long(lambda: self._transfers.negotiate(transfer_id, wish, rules))
         return _answer(status, 202 if status.state == OPEN else 200)
 
     async def send_questions(self, request: Request) -> Response:
@@ -310,9 +307,19 @@ class _Service:
         transfer_id = request.path_params["id"]
         wanted = await _json(request) if request.headers.get("content-length", "0") != "0" else {}
         rules = Rules.from_json(wanted["rules"]) if "rules" in wanted else None
-        # Waits for a process: not on the threads that take in blocks.
-        status = await asyncio.to_thread(self._transfers.commit, transfer_id, rules)
+        status = await _long(lambda: self._transfers.commit(transfer_id, rules))
         return _answer(status, 202 if status.state == "committing" else 200)
+
+
+async def _long(work: Callable[[], T]) -> T:
+    """What waits for a process: not on the threads that take in blocks.
+
+    Raises Busy when the receiver is being stopped meanwhile.
+    """
+    try:
+        return await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        raise Busy("The receiver is being stopped: try again.") from None
 
 
 class Body(Protocol):

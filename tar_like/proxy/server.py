@@ -286,7 +286,8 @@ class _Supervisor:
 
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, AT_ONCE):
-            signal.signal(number, self._stop)
+            if signal.getsignal(number) != signal.SIG_IGN:  # the terminal's Ctrl-C is our parent's
+                signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for one in self._sockets:
             self._start_server(one)

@@ -102,8 +102,11 @@ class Recognizes(Protocol):
     An index may also be used with a copy of its tree, where every ctime is another one.
     """
 
-    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> None:
-        """Given (path, ctime) as an index saw them: is one still so, ``Piece.ctime`` counts."""
+    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> bool:
+        """Given (path, ctime) as an index saw them: is one still so, ``Piece.ctime`` counts.
+
+        Returns whether it does.
+        """
 
 
 @runtime_checkable

@@ -87,8 +87,9 @@ class FolderSource:
             else:
                 stack.pop()
 
-    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> None:
+    def recognize(self, seen: Iterable[tuple[bytes, int]]) -> bool:
         self._recognized = any(self._ctime(path) == ctime for path, ctime in seen)
+        return self._recognized
 
     def _ctime(self, path: bytes) -> int | None:
         try:

@@ -302,6 +302,8 @@ class Upload:
         try:
             if not isinstance(source, Recognizes):
                 return  # a request for each of them is too dear
+            if not source.recognize(plan.seen()):
+                return  # a copy of the tree, or none here: workers have it elsewhere
             pieces = plan.bare_pieces()
             while batch := list(islice(pieces, BATCH)):
                 for number, reason in source.read(batch, memoryview(bytearray())).omissions:

@@ -247,7 +247,7 @@ def test_ctrl_c_once_ends_with_130_and_can_be_resumed(
 
 def test_ctrl_c_of_a_sync_to_a_folder_ends_its_receiver_too(work: Path, src: Path) -> None:
     dst = work / "dst"
-    with Job("sync", src, dst, "-s", BLOCK) as job:
+    with Job("sync", src, dst, "-s", BLOCK, "--limit", "2M") as job:
         wait_for(
             "staged bytes below the destination",
             lambda: dst.exists() and trees.allocated(dst) > 1 << 20,

@@ -259,7 +259,7 @@ def test_hostile_names_are_escaped_in_reports(work: Path) -> None:
     name = os.fsencode(src) + b"/bad\xff\nname"
     for path in (name, os.fsencode(src) + b"/good"):
         with open(path, "wb") as out:
-            out.write(b"data")
+            out.write(path)  # other content each, or one would be made of the other
     index(src, db)
     os.unlink(name)
     with Proxy(work / "dst") as proxy:

@@ -90,7 +90,12 @@ def test_a_host_whose_link_is_cut(work: Path) -> None:
     payload(work / "src", files=24, size=4 << 20)
     transfer = index(work / "src", work / "db")["id"]
     with net(work, 2) as hosts, hosts.upload(work / "src", "--limit", "3M") as job:
-        held = wait_for("a range in its hands", lambda: hosts.busy(0), unless=job.ended)
+
+        def in_hand() -> dict[str, Any] | None:
+            row = hosts.busy(0)
+            return row if row and row["stop"] - row["first"] > row["sent"] + 12 else None
+
+        held = wait_for("a range in its hands", in_hand, unless=job.ended)
         assert held
         hosts.hosts.cut(0)
         begun = time.monotonic()

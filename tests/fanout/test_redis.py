@@ -77,9 +77,14 @@ def test_redis_knows_no_token(work: Path, src: Path, redis: Redis) -> None:
             "--json", "--limit", "2M",
         )  # fmt: skip
         with Job("worker", *crew, env=env), Job("upload", *words, env=env) as job:
-            wait_for("a range", lambda: any(one["sent"] for one in records(redis)))
-            seen = everything(redis)
-            assert transfer.encode() in seen and b"upload_blocks" in seen
+
+            def under_way() -> bytes:
+                """All that Redis has, once a range is on its way."""
+                found = everything(redis)
+                known = transfer.encode() in found and b"upload_blocks" in found
+                return found if known and any(one["sent"] for one in records(redis)) else b""
+
+            seen = wait_for("a range", under_way, unless=job.ended)
             unleash(redis, transfer)
             ended_well(job)
         assert TOKEN.encode() not in seen + everything(redis)
