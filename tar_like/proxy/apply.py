@@ -23,7 +23,7 @@ from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
-from tar_like.proxy.assemble import copy_range, data_of
+from tar_like.proxy.assemble import copy_range
 from tar_like.proxy.backup import Backup
 from tar_like.proxy.deletion import Deletion
 from tar_like.proxy.kept import Kept
@@ -33,6 +33,7 @@ from tar_like.proxy.passing import Passing
 from tar_like.proxy.snapshot import base_of
 from tar_like.proxy.staging import Staging
 from tar_like.rules import Rules
+from tar_like.sparse import data_of
 from tar_like.wire import Failure
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)

@@ -28,6 +28,7 @@ from tar_like.proxy.durable import write_all
 from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
+from tar_like.sparse import data_of
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _STEP = 8 << 20
@@ -293,21 +294,6 @@ def _conversation(path: str, index_id: str) -> tuple[Questions | None, Answers |
         Questions(asked, index_id) if os.path.exists(asked) else None,
         Answers(said) if os.path.exists(said) else None,
     )
-
-
-def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The ranges of a file that hold data."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
-        if start < position:
-            yield start, position
 
 
 def copy_range(source: int, start: int, target: int, offset: int, length: int) -> None:

@@ -27,6 +27,7 @@ from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
 from tar_like.source.ahead import ahead
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
+from tar_like.sparse import data_of
 
 RUN = 100_000
 """Names of one directory that are sorted in memory; more are merged from sorted files."""
@@ -243,24 +244,12 @@ def _segments(name: bytes, parent: int, size: int) -> tuple[tuple[int, int], ...
     except OSError:
         return None  # reading it will say what is wrong
     try:
-        return tuple(_merged(_data(fd, size))) or ((0, 0),)
+        widened = ((start // PAGE * PAGE, round_up(stop)) for start, stop in data_of(fd, size))
+        return tuple(_merged((start, min(stop, size)) for start, stop in widened)) or ((0, 0),)
     except OSError:
         return None
     finally:
         os.close(fd)
-
-
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        position = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start // PAGE * PAGE, min(round_up(position), size)
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,6 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,6 @@ def src(work: Path) -> Path:
     build(work / "src", 50, files=10)
     payload(work / "src")
     return work / "src"
-
-
-@pytest.fixture
-def redis(work: Path) -> Iterator[Redis]:
-    (work / "redis").mkdir()
-    with Redis(work / "redis") as server:
-        yield server
 
 
 @pytest.fixture

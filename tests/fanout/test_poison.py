@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from rq import Callback, Queue, Repeat, Retry
 from rq.job import Job as RqJob
 from rq.serializers import DefaultSerializer, JSONSerializer
@@ -19,13 +17,6 @@ from tests.fanout.harness import Redis, ended_well, records, status, upload_job,
 from tests.trees import assert_same
 
 HOSTILE = 100
-
-
-@pytest.fixture
-def redis(work: Path) -> Iterator[Redis]:
-    (work / "redis").mkdir()
-    with Redis(work / "redis") as server:
-        yield server
 
 
 class Bomb:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ def src(work: Path) -> Path:
     """About 12 MB."""
     payload(work / "src")
     return work / "src"
-
-
-@pytest.fixture
-def redis(work: Path) -> Iterator[Redis]:
-    (work / "redis").mkdir()
-    with Redis(work / "redis") as server:
-        yield server
 
 
 def everything(redis: Redis) -> bytes:
