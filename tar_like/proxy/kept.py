@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from tar_like.database import attach, connect, scratch
 from tar_like.dirfd import Walker
-from tar_like.proxy.durable import FULL, Durability, machine, may_be_lost
 from tar_like.proxy.ledger import LANDED
 
 PASSED = "CREATE TABLE passed (entry_id INTEGER PRIMARY KEY)"
@@ -34,25 +33,15 @@ _TABLES = (
   first INTEGER NOT NULL,
   digest BLOB NOT NULL
 )""",
-    "CREATE TABLE unsynced (machine BLOB NOT NULL)",
 )
 
 
-def create(path: str, durability: Durability = FULL) -> sqlite3.Connection:
+def create(path: str) -> sqlite3.Connection:
     """A new file to be filled, in a transaction that is open."""
     db = scratch(path)
     for table in _TABLES:
         db.execute(table)
-    if not durability.lasts:
-        db.execute("INSERT INTO unsynced VALUES (?)", (machine(),))
     return db
-
-
-def write_nothing(path: str) -> None:
-    """Say that everything is sent."""
-    db = create(path)
-    db.execute("COMMIT")
-    db.close()
 
 
 class Kept:
@@ -62,12 +51,6 @@ class Kept:
         self._db = connect(path, "ro")
         self.passed_count = int(self._db.execute("SELECT count(*) FROM passed").fetchone()[0])
         self._some = self._db.execute("SELECT 1 FROM assembled LIMIT 1").fetchone() is not None
-
-    @property
-    def proven(self) -> bool:
-        """Whether what was staged is still what was proven: no power cut may have undone it."""
-        row = self._db.execute("SELECT machine FROM unsynced").fetchone()
-        return row is None or not may_be_lost(bytes(row[0]), machine())
 
     def passes(self, entry_id: int) -> bool:
         """Whether an entry is passed over."""
@@ -100,7 +83,7 @@ class Kept:
         return None if row is None else bytes(row[0])
 
     def whole(self) -> Iterator[tuple[int, bytes]]:
-        """(entry id, digest) of files that are staged, proven and synced, by entry."""
+        """(entry id, digest) of files that are staged whole, by entry."""
         return self._db.execute("SELECT entry_id, digest FROM assembled WHERE whole ORDER BY 1")
 
     def twins(self) -> Iterator[tuple[int, int, bytes]]:

@@ -237,7 +237,7 @@ class Planning:
     def _plan(self, folder: str, wish: Wish) -> None:
         """Assemble, then plan what is left."""
         temporary, plan = os.path.join(folder, "kept.db"), os.path.join(folder, "plan.db")
-        db = kept.create(temporary, self._destination.durability)
+        db = kept.create(temporary)
         try:
             found = survey.Survey(self._file("survey.db"))
             found.copy_kept(db)

@@ -114,10 +114,9 @@ class Verifier:
     def copies(self, twins: list[Twin]) -> UnitResult:
         """Files without extents of their own: give them their bytes and their metadata.
 
-        A whole file was proven when it was staged, and synced; a copy is proven now.
+        Each is read back, also what was proven when it was staged: that may be long ago.
         """
         result = UnitResult()
-        proven = self._kept.proven
         for twin in twins:
             entry = self._index.entry(twin.entry_id)
             try:
@@ -126,8 +125,7 @@ class Verifier:
                 result.changed.append(entry.id)
                 continue
             try:
-                own = twin.first == entry.id and proven
-                if not own and self._hash_staged(fd, entry) != twin.digest:
+                if self._hash_staged(fd, entry) != twin.digest:
                     result.changed.append(entry.id)
                     continue
                 xattrs = self._index.xattrs(entry.id) if self._has_xattrs else ()
@@ -166,6 +164,9 @@ class Verifier:
             os.close(fd)
 
     def _hash_staged(self, fd: int, entry: Entry) -> bytes:
+        """The digest of a staged file; empty for one that has not its size."""
+        if os.fstat(fd).st_size != entry.size:
+            return b""
         hasher = digest.hasher(self._algorithm)
         self._hash_local(fd, hasher, 0, entry.size)
         return hasher.digest()

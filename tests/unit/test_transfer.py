@@ -496,3 +496,24 @@ def test_a_completed_transfer_is_let_go_of(source: Path, dest: Path) -> None:
     assert in_child(job.commit) == 0
     transfers.checkpoint_due()
     assert len(open_below(dest)) <= before
+
+
+@pytest.mark.parametrize("harm", ["flipped", "longer", "shorter"])
+def test_what_was_staged_of_local_content_is_read_back_in_the_commit(work: Path, harm: str) -> None:
+    root, dest = work / "src", work / "dst"
+    for tree in (root, dest):
+        tree.mkdir()
+    (root / "a").write_bytes(noise(3 * PAGE))
+    assert sync(root, dest) == {}
+    (root / "a").rename(root / "b")
+    job = Job(root, dest)
+    assert job.missing == []
+    (staged,) = (path for path in (job.path / "stage").rglob("*") if path.is_file())
+    if harm == "flipped":
+        flip(staged)
+    else:
+        os.truncate(staged, staged.stat().st_size + (1 if harm == "longer" else -1))
+    assert list(job.complete()) == ["b"]
+    assert not (dest / "b").exists()
+    assert sync(root, dest) == {}
+    assert (dest / "b").read_bytes() == noise(3 * PAGE)
