@@ -64,6 +64,8 @@ class Applied:
     landed: list[tuple[int, bytes, int, int]] = field(default_factory=list)
     """Values of Landed as plain tuples, which pass between processes at a third of the cost."""
     failures: list[Failure] = field(default_factory=list)
+    named: list[int] = field(default_factory=list)
+    """Files in place that have other names: what happens to those changes their fingerprint."""
     count: int = 0
 
 
@@ -148,7 +150,7 @@ class Applier:
                     continue
                 if entry.kind == SYMLINK:
                     self._apply_symlink(entry)
-                elif (landed := self._apply_file(entry, *row[15:])) is not None:
+                elif (landed := self._apply_file(applied, entry, *row[15:])) is not None:
                     applied.landed.append(landed)
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(entry.path, error))
@@ -168,12 +170,21 @@ class Applier:
         return self._db
 
     def _apply_file(
-        self, entry: Entry, kept: bytes | None, ino: int, ctime: int, bare: int | None
+        self,
+        applied: Applied,
+        entry: Entry,
+        kept: bytes | None,
+        ino: int,
+        ctime: int,
+        bare: int | None,
     ) -> tuple[int, bytes, int, int] | None:
         """A file that was not verified. ``kept`` is the digest of one that is in place, with the
         ``ino`` and ``ctime`` that it had."""
         if kept is not None:
-            return self._touch_kept(entry, Landed(entry.id, kept, ino, ctime))
+            landed, names = self._touch_kept(entry, Landed(entry.id, kept, ino, ctime))
+            if names > 1:
+                applied.named.append(entry.id)
+            return landed
         if bare is None:
             return None  # reported by verification
         content = digest.of_zeros(self._algorithm, entry.size)
@@ -222,10 +233,13 @@ class Applier:
         finally:
             os.close(fd)
 
-    def _touch_kept(self, entry: Entry, kept: Landed) -> Landed:
-        """A file whose content is in place: its metadata may have changed."""
+    def _touch_kept(self, entry: Entry, kept: Landed) -> tuple[Landed, int]:
+        """A file whose content is in place: its metadata may have changed.
+
+        Also returns how many names it has, as far as a change of those matters.
+        """
         if self._base is not None:
-            return self._share(entry, kept, self._base)
+            return self._share(entry, kept, self._base), 1
         parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         same = st.st_ino == kept.ino and st.st_size == entry.size
@@ -240,7 +254,7 @@ class Applier:
                 st = os.fstat(fd)
             finally:
                 os.close(fd)
-        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
+        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns), st.st_nlink
 
     def _share(self, entry: Entry, kept: Landed, base: Walker) -> Landed:
         """A file that the snapshot before has: by a further link, or copied if it differs."""
@@ -360,11 +374,16 @@ class Applier:
         os.link(name, staged, src_dir_fd=parent, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         self._rename_over(staged, entry.path)
 
-    def fingerprint(self, entry_id: int) -> tuple[int, int]:
-        """(inode, ctime) of a file as it is now. Raises OSError."""
-        parent, name = self._walker.split(self._index.entry(entry_id).path)
+    def ctime(self, entry_id: int, ino: int) -> int | None:
+        """The ctime of a file as it is now; None where it is not as it was put in place.
+
+        Raises OSError.
+        """
+        entry = self._index.entry(entry_id)
+        parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        return st.st_ino, st.st_ctime_ns
+        same = (st.st_ino, st.st_size, st.st_mtime_ns) == (ino, entry.size, entry.mtime)
+        return st.st_ctime_ns if same else None
 
     def finish_directories(self) -> list[Failure]:
         """The directories' own metadata, children first."""

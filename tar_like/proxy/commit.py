@@ -117,6 +117,8 @@ def _keep_room(path: str) -> None:
             file.write(b" " * OUTCOME_SIZE)
 
 
+_NAMED = "CREATE TEMP TABLE named (entry_id INTEGER PRIMARY KEY)"
+_NAMED_AND_LANDED = "SELECT entry_id, ino FROM named JOIN landed USING (entry_id)"
 _VERIFIED = "INSERT INTO verified VALUES (?, ?)"
 _DONATED = "INSERT INTO donated VALUES (?, ?)"
 
@@ -301,16 +303,21 @@ class _Commit:
         count = self._index.entry_count
         ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))
         landed = _new_database(self._landed(), LANDED)
+        landed.execute(_NAMED)
+        named = ((one,) for one in self._index.linked())
+        landed.executemany("INSERT INTO named VALUES (?)", named)
         for applied in pool.apply(ranges):
             _insert(landed, applied.landed)
+            named = ((one,) for one in applied.named)
+            landed.executemany("INSERT OR IGNORE INTO named VALUES (?)", named)
             failures += applied.failures
             self._progress.add(applied.count)
         if self._snapshot is not None:
             _insert(landed, [applier.separate(one) for one in _merged(landed)])
         failures += applier.link_hard_links(self._not_landed(landed)).failures
-        self._refresh_linked(applier, landed)
         if self._rules.delete:
             self._delete(failures)
+        _refresh_named(applier, landed)
         failures += applier.finish_directories()
         landed.execute("COMMIT")
         landed.close()
@@ -339,17 +346,6 @@ class _Commit:
             if self._index.entry(entry_id).kind == FILE
             and landed.execute(query, (entry_id,)).fetchone() is None
         }
-
-    def _refresh_linked(self, applier: Applier, landed: sqlite3.Connection) -> None:
-        """Linking changes a file's ctime: take the fingerprints of linked files again."""
-        for entry_id in self._index.linked():
-            try:
-                fingerprint = applier.fingerprint(entry_id)
-            except OSError:
-                continue
-            landed.execute(
-                "UPDATE landed SET ino = ?, ctime = ? WHERE entry_id = ?", (*fingerprint, entry_id)
-            )
 
     def _landed(self) -> str:
         path = os.path.join(self._path, "landed.db")
@@ -469,6 +465,18 @@ def _merged(landed: sqlite3.Connection) -> list[int]:
     )
     landed.execute("CREATE INDEX by_ino ON landed (ino, entry_id)")
     return [entry_id for (entry_id,) in landed.execute(query)]
+
+
+def _refresh_named(applier: Applier, landed: sqlite3.Connection) -> None:
+    """Take the fingerprints of files with several names again: a name more or less changes them."""
+    landed.execute(f"CREATE TEMP TABLE renewed AS {_NAMED_AND_LANDED}")
+    rows = landed.execute("SELECT entry_id, ino FROM renewed")
+    for entry_id, ino in rows:
+        with contextlib.suppress(OSError):
+            ctime = applier.ctime(entry_id, ino)
+            if ctime is not None:
+                query = "UPDATE landed SET ctime = ? WHERE entry_id = ?"
+                landed.execute(query, (ctime, entry_id))
 
 
 def _new_database(path: str, table: str) -> sqlite3.Connection:

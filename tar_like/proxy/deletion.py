@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from tar_like.database import temporary
 from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
@@ -49,7 +49,7 @@ class Spare:
         self._names = {RESERVED, *map(os.fsencode, names)}
         self._keep = make_filter(rules.regexes, rules.patterns)
         self._backup = os.fsencode(rules.backup_dir)
-        self._seen = sqlite3.connect("", isolation_level=None)  # on disk, for as long as it is open
+        self._seen = temporary()
         self._seen.execute("CREATE TABLE seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
         self._seen.executemany(
             "INSERT OR IGNORE INTO seen VALUES (?)", ((row.path,) for row in index.skipped())
@@ -243,7 +243,7 @@ class _List:
     """Names on disk, to be read backwards."""
 
     def __init__(self, extras: Iterator[Extra]) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)
+        self._db = temporary()
         self._db.execute("CREATE TABLE extra (id INTEGER PRIMARY KEY, path BLOB, dir INTEGER)")
         self._db.execute("BEGIN")
         self._db.executemany("INSERT INTO extra (path, dir) VALUES (?, ?)", extras)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,31 @@ def rsync(source: Path, dest: Path, *flags: str) -> None:
     """What rsync makes of a destination."""
     command = ["rsync", "-aHc", "--exclude=/.tar_like", *flags, f"{source}/", f"{dest}/"]
     subprocess.run(command, check=True, timeout=60)
+
+
+def test_a_name_that_goes_leaves_the_file_known(
+    work: Path, target: Callable[[Path], object]
+) -> None:
+    """Deleting or replacing a name of a file changes the ctime that it has under the others."""
+    source, dest = work / "src", work / "dst"
+    source.mkdir()
+    where = target(dest)
+    for name in ("bare", "full"):
+        (source / f"{name}-1").write_bytes(b"" if name == "bare" else b"content")
+        for other in (2, 3):
+            os.link(source / f"{name}-1", source / f"{name}-{other}")
+    sync(source, where)
+    for name in ("bare", "full"):
+        (source / f"{name}-2").unlink()
+        (source / f"{name}-3").unlink()
+        (source / f"{name}-3").write_text("other")
+    sync(source, where, "--delete")
+    assert_same(source, dest)
+    query = "SELECT path, l.ino, l.ctime FROM landed l JOIN entry ON id = entry_id"
+    with closing(sqlite3.connect(dest / ".tar_like/ledger.db")) as db:
+        known = {path: found for path, *found in db.execute(query)}
+    assert known == {
+        os.fsencode(path.name): [path.stat().st_ino, path.stat().st_ctime_ns]
+        for path in dest.iterdir()
+        if path.is_file()
+    }
