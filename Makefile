@@ -56,6 +56,12 @@ servers:
 test: install servers ## Run the tests (ARGS='-k resume -x' narrows them)
 	@$(BIN)/pytest --numprocesses auto $(ARGS)
 
+.PHONY: soak
+soak: install servers ## Run the tests that choose at random with other choices (ROUNDS=20 times)
+	@for round in $$(seq $(or $(ROUNDS),20)); do
+		TAR_LIKE_TEST_SEED=random $(BIN)/pytest --numprocesses auto -m seeded $(ARGS)
+	done
+
 .PHONY: test-image
 test-image: install ## Build the container image and run the proxy from it (as root, on Debian)
 	@for tool in buildah debootstrap; do command -v $$tool >/dev/null || .ci/apt $$tool; done

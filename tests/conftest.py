@@ -9,18 +9,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from tests import trees
 
-
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"random moments: TAR_LIKE_TEST_SEED={_seed()} (set it to repeat a run)"
+SEED = "TAR_LIKE_TEST_SEED"
+"""A number, or ``random``. Without it all runs make the same choices: `make soak` makes others."""
 
 
 def _seed() -> int:
-    if "TAR_LIKE_TEST_SEED" not in os.environ:
-        os.environ["TAR_LIKE_TEST_SEED"] = str(random.SystemRandom().randrange(10**6))
-    return int(os.environ["TAR_LIKE_TEST_SEED"])  # inherited by the processes of xdist
+    if os.environ.get(SEED) == "random":
+        os.environ[SEED] = str(random.SystemRandom().randrange(10**6))
+    return int(os.environ.get(SEED, "0"))  # inherited by the processes of xdist
+
+
+settings.register_profile(
+    "tests",
+    deadline=None,  # two cores that other work shares: time says nothing here
+    max_examples=60,
+    derandomize=SEED not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random choices: {SEED}={_seed()} (set it to repeat a run)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what chooses at random, for `make soak`."""
+    for item in items:
+        function = getattr(item, "obj", None)
+        if "dice" in getattr(item, "fixturenames", ()) or is_hypothesis_test(function):
+            item.add_marker("seeded")
 
 
 @pytest.fixture
@@ -35,5 +57,5 @@ def work() -> Iterator[Path]:
 @pytest.fixture
 def dice(request: pytest.FixtureRequest) -> random.Random:
     """Randomness of this test and this run; printed, so a failure can be repeated."""
-    print(f"TAR_LIKE_TEST_SEED={_seed()}")
+    print(f"{SEED}={_seed()}")
     return random.Random(f"{_seed()} {request.node.nodeid}")
