@@ -39,6 +39,12 @@ from tests import trees
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
+AS_NOBODY = (
+    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+)  # fmt: skip
+"""Becomes another user who owns nothing and may change nothing, but reads the interpreter wherever
+it lies: the tests' may be in root's home."""
 POWERLESS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 PATIENCE = 60.0  # seconds; a deadline against hanging, not a measure of speed
 
@@ -131,7 +137,6 @@ class Job:
         module: str = "tar_like",
         prefix: tuple[str, ...] = (),
         powers: bool = True,
-        user: int | None = None,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
@@ -156,9 +161,6 @@ class Job:
             env=_environment(env or {}),
             cwd=cwd,
             start_new_session=True,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
         )
 
     @property
@@ -240,8 +242,8 @@ class Job:
 class Proxy(Job):
     """`tar-like proxy -b DEST`; ready when constructed, ended with SIGTERM and exit code 0."""
 
-    def __init__(self, dest: Path, *args: object, port: int = 0, user: int | None = None) -> None:
-        super().__init__("proxy", "-b", dest, "--host", "127.0.0.1", *args, port, user=user)
+    def __init__(self, dest: Path, *args: object, port: int = 0) -> None:
+        super().__init__("proxy", "-b", dest, "--host", "127.0.0.1", *args, port)
         try:
             match = wait_for(
                 "the proxy's line `listening on http://HOST:PORT/tar`",
@@ -303,8 +305,8 @@ def run(
     *args: object,
     codes: tuple[int, ...] = (0,),
     module: str = "tar_like",
+    prefix: tuple[str, ...] = (),
     powers: bool = True,
-    user: int | None = None,
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
     seconds: float = PATIENCE,
@@ -313,7 +315,7 @@ def run(
 
     Without `powers`, file modes hold for root too (it loses CAP_DAC_*).
     """
-    with Job(*args, module=module, powers=powers, user=user, env=env, cwd=cwd) as job:
+    with Job(*args, module=module, prefix=prefix, powers=powers, env=env, cwd=cwd) as job:
         return job.end(seconds).verify(*codes)
 
 
