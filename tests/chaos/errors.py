@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import Pool
 from pathlib import Path
 from unittest import mock
 
@@ -27,13 +29,45 @@ from tests.unit.receiver import Job
 
 DONE = {"negotiated", "durable", "complete 0"}
 """What a work says last, where nothing stopped it."""
+PROCESSES = 2
+"""That try, each in a folder of its own."""
 SYNCS = ("fsync", "fdatasync", "syncfs")
 
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
     """Up to so many errors, chosen at random. Raises Broken; PermissionError without strace."""
+    seed = dice.random()
+    seed = dice.random()
     with tempfile.TemporaryDirectory(prefix="tar-like-errors-", dir=scene.memory()) as name:
-        return Errors(Path(name), dice).run(count)
+        places = [Path(name, str(number)) for number in range(PROCESSES)]
+        for place in places:
+            place.mkdir()
+        every = Errors(places[0], random.Random(seed)).every()
+        chosen = dice.sample(every, min(count, len(every)))
+        shorts = min(50, max(1, count // 100))
+        with Pool(PROCESSES) as pool:
+            parts = [
+                (place, seed, chosen[number::PROCESSES], len(range(number, shorts, PROCESSES)))
+                for number, place in enumerate(places)
+            ]
+            stopped = sum(pool.starmap(_part, parts))
+    return {"calls": len(every), "tried": len(chosen), "stopped_the_work": stopped,
+            "transfers_of_short_writes": shorts}  # fmt: skip
+
+
+def _part(place: Path, seed: float, faults: list[Fault], shorts: int) -> int:
+    """Try these; how many stopped the work."""
+    shutil.rmtree(place)
+    place.mkdir()
+    errors = Errors(place, random.Random(seed))
+    for _ in range(shorts):
+        errors.short()
+    stopped = 0
+    for number, fault in enumerate(faults, 1):
+        stopped += errors.one(fault)
+        if number % 100 == 0:
+            print(f"errors: {number} of {len(faults)} in process {place.name}", flush=True)
+    return stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +111,30 @@ WORKS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One call of one kind of work, which fails."""
+
+    work: int
+    """Which one of WORKS."""
+    call: str
+    number: int
+    """The how many-th of these calls, from 1."""
+    error: str
+
+
 class Errors(Scenery):
     """The trials, in one folder."""
 
-    def run(self, count: int) -> dict[str, object]:
-        every = [
-            (work, call, number, error)
-            for work in WORKS
+    def every(self) -> list[Fault]:
+        """Every fault that there can be."""
+        return [
+            Fault(which, call, number, error)
+            for which, work in enumerate(WORKS)
             for call, total in self._calls(work).items()
             for number in range(1, total + 1)
             for error in (("EIO", "ENOSPC") if call in WRITES.split(",") else ("EIO",))
         ]
-        chosen = every if count >= len(every) else self.dice.sample(every, count)
-        heeded = sum(self._one(*each) for each in chosen)
-        shorts = max(1, count // 100)
-        for _ in range(min(shorts, 50)):
-            self._short()
-        return {"calls": len(every), "tried": len(chosen), "stopped_the_work": heeded,
-                "transfers_of_short_writes": min(shorts, 50)}  # fmt: skip
 
     def _calls(self, work: Work) -> dict[str, int]:
         job = self.prepared(old=work.old)
@@ -115,14 +155,16 @@ class Errors(Scenery):
             return 1
         return 0
 
-    def _one(self, work: Work, call: str, number: int, error: str) -> bool:
+    def one(self, fault: Fault) -> bool:
+        """Whether it stopped the work. Raises Broken."""
+        work, call = WORKS[fault.work], fault.call
         job = self.prepared(old=work.old)
         work.prepare(job)
         self.log.unlink(missing_ok=True)
         with (self.work / "said").open("wb") as said:
             done = traced(
                 lambda: self._try(work, job, said.fileno()), log=self.log,
-                which=f"{WRITES},{READS}", inject=f"{call}:error={error}:when={number}",
+                which=call, inject=f"{call}:error={fault.error}:when={fault.number}",
             )  # fmt: skip
         job.close()
         try:
@@ -131,7 +173,7 @@ class Errors(Scenery):
                 raise Broken(f"it crashed: {self.log.read_text()[-2000:]}")
             self._judge(job, acknowledged, synced=call not in SYNCS)
         except Broken as broken:
-            text = f"{work.name}, {error} of {call} number {number}: {broken}"
+            text = f"{work.name}, {fault.error} of {call} number {fault.number}: {broken}"
             raise Broken(text) from None
         return not DONE & set(acknowledged)
 
@@ -152,7 +194,7 @@ class Errors(Scenery):
             scene.same(self.source, self.dest)
         self.again()
 
-    def _short(self) -> None:
+    def short(self) -> None:
         """A transfer whose every write is cut short."""
         pwrite, write = os.pwrite, os.write
 

@@ -8,9 +8,10 @@ The work runs in a fork that strace attaches to, so that nothing but the work is
 
 from __future__ import annotations
 
-import os
 import re
+import select
 import shutil
+import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,15 +45,16 @@ def traced(work: Callable[[], object], *, log: Path, which: str, inject: str = "
         raise PermissionError("strace is not installed")
     out = log.with_suffix(".strace")
     out.unlink(missing_ok=True)
-    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
 
     def started() -> object:
-        os.close(writer)
-        os.read(reader, 1)
+        theirs.send(b"ready")
+        select.select([theirs], [], [])  # no traced call: strace sees its end
         return work()
 
-    with Fork(started, log=log) as fork:
-        os.close(reader)
+    with ours, Fork(started, log=log) as fork:
+        theirs.close()
+        ours.recv(5)
         words = ["strace", "-f", "-q", "-o", str(out), "-p", str(fork.pid)]
         words += ["-e", "trace=" + ",".join(f"?{name}" for name in which.split(","))]
         words += ["-e", f"inject={inject}"] if inject else []
@@ -62,8 +64,7 @@ def traced(work: Callable[[], object], *, log: Path, which: str, inject: str = "
             if tracer.poll() is not None:
                 assert tracer.stderr is not None
                 raise PermissionError(tracer.stderr.read().decode().strip())
-            os.write(writer, b"x")
-            os.close(writer)
+            ours.send(b"go")
             code = fork.end()
             tracer.wait(60)
         finally:
