@@ -5,8 +5,6 @@ The rc file is the one that TARLIKE_RC names, else ~/.tar_like_rc; it has KEY=VA
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -181,6 +179,9 @@ def hcp_keys(user: str, password: str) -> tuple[str, str]:
     >>> hcp_keys("lgreen", "p4ssw0rd")
     ('bGdyZWVu', '2a9d119df47ff993b662a8ef36f9ea20')
     """
+    import base64
+    import hashlib
+
     secret = hashlib.md5(password.encode(), usedforsecurity=False).hexdigest()
     return base64.b64encode(user.encode()).decode(), secret
 

@@ -29,7 +29,7 @@ class Rules:
     """Delete although parts of the source could not be read (never below those)."""
     regexes: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
-    """What the scan left out (index.filters): it is not deleted either."""
+    """What the scan left out (source.filters): it is not deleted either."""
     backup_dir: str = ""
     """Where, relative to the destination, what is replaced or deleted is kept."""
 

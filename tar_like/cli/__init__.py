@@ -2,7 +2,7 @@
 
     parse > settings > the command's run() > an exit code; an error is one sentence
 
-Heavy modules are imported by the command that needs them: ``--help`` answers at once.
+Modules are imported by the command that needs them: ``--help`` answers at once.
 """
 
 from tar_like.cli.command import main

@@ -12,7 +12,6 @@ from tar_like.errors import UsageError
 if TYPE_CHECKING:
     from tar_like.check import Difference
 
-HELP = "compare a folder with an index, or with a bucket"
 DESCRIPTION = """\
 Read a folder back and name what differs from an index: missing, type, size, content; with flags
 also extra names and metadata. It believes nothing but the index, and needs no receiver. With -f

@@ -11,15 +11,23 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tar_like import __version__, config
+from tar_like import __version__
 from tar_like.cli.output import Output
-from tar_like.database import DatabaseError
 from tar_like.errors import FAILURE, INTERRUPTED, TarLikeError, UsageError, cause
 
-COMMANDS = (
-    *("sync", "index", "proxy", "upload", "check", "worker", "status", "limit"),
-    *("expire", "token"),
-)
+COMMANDS = {
+    "sync": "make a folder's content appear at a target, verified",
+    "index": "list a folder's entries, with hashes, in an SQLite file",
+    "proxy": "receive trees into a folder, over HTTP",
+    "upload": "send an indexed folder to a receiver",
+    "check": "compare a folder with an index, or with a bucket",
+    "worker": "send blocks for others, as told through Redis",
+    "status": "show how far transfers are",
+    "limit": "change the bandwidth limit of a transfer while it runs",
+    "expire": "remove what abandoned transfers have staged",
+    "token": "make tokens and keys for receivers that ask for them",
+}
+"""Each has a module of its name, which is imported when it is asked for."""
 
 EPILOG = """\
 examples:
@@ -59,15 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except DatabaseError as error:
-        output.error(
-            f"An SQLite file is damaged or cannot be used ({error}): make it again with -c."
-        )
-        return output.finish({}, FAILURE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         output.error(f"{name}{cause(error)}.")
         return output.finish({}, FAILURE)
+    except _database_errors() as error:
+        output.error(
+            f"An SQLite file is damaged or cannot be used ({error}): make it again with -c."
+        )
+        return output.finish({}, FAILURE)
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """What SQLite raises, where it was used at all."""
+    database = sys.modules.get("tar_like.database")
+    return () if database is None else (database.DatabaseError,)
 
 
 def _run(words: list[str], output: Output) -> int:
@@ -100,17 +114,23 @@ def _make_parser(words: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tar-like {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     asked = next((word for word in words if not word.startswith("-")), None)
-    settings = config.load() if asked in COMMANDS else config.Settings()
-    for name in COMMANDS:
-        module = import_module(f"tar_like.cli.{name}")
+    for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=module.HELP,
-            description=module.DESCRIPTION,
+            help=summary,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        module.add_arguments(sub, settings)
-        sub.add_argument("--json", action="store_true", help="one summary object on stdout")
-        sub.add_argument("-q", "--quiet", action="store_true", help="no progress, only errors")
+        if name == asked:
+            _add_flags(sub, name)
     return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, name: str) -> None:
+    from tar_like import config
+
+    module = import_module(f"tar_like.cli.{name}")
+    parser.description = module.DESCRIPTION
+    module.add_arguments(parser, config.load())
+    parser.add_argument("--json", action="store_true", help="one summary object on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only errors")

@@ -6,16 +6,18 @@ import argparse
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tar_like import config
 from tar_like.cli.output import Output, size
 from tar_like.errors import FAILURE, INTERRUPTED, OK, SOURCE_TROUBLE, UsageError
-from tar_like.index import BuildOptions, BuildSummary
-from tar_like.index.filters import make_filter
-from tar_like.source import Wanted
+from tar_like.source import Begins, Source, Wanted, open_source
+from tar_like.source.filters import make_filter
+
+if TYPE_CHECKING:
+    from tar_like.index import BuildSummary
 
 
 class Pattern(argparse.Action):
@@ -124,20 +126,25 @@ def block_size(options: argparse.Namespace, output: Output) -> int:
     return rounded
 
 
-def build_options(
-    options: argparse.Namespace, *, algorithm: str, fresh: bool, jobs: int
-) -> BuildOptions:
-    """How to build an index."""
-    return BuildOptions(
-        algorithm=algorithm,
-        fresh=fresh,
-        jobs=jobs,
-        wanted=Wanted(
-            keep=make_filter(options.regexes, options.patterns),
-            xattrs=options.xattrs,
-            acls=options.acls,
-        ),
+def wanted(options: argparse.Namespace) -> Wanted:
+    """What to take up from the source. Raises UsageError."""
+    return Wanted(
+        keep=make_filter(options.regexes, options.patterns),
+        xattrs=options.xattrs,
+        acls=options.acls,
     )
+
+
+@contextmanager
+def scanning(url: str, s3: config.S3Settings, what: Wanted) -> Iterator[Source]:
+    """The source of a command that scans it, closed at the end.
+
+    It is begun to be scanned beside the imports that follow, which take a while.
+    """
+    with closing(open_source(url, s3)) as source:
+        if isinstance(source, Begins):
+            source.begin(what)
+        yield source
 
 
 def say_scanned(summary: BuildSummary, output: Output) -> None:

@@ -10,7 +10,6 @@ from tar_like import config
 from tar_like.cli.output import Output, size
 from tar_like.errors import UsageError
 
-HELP = "remove what abandoned transfers have staged"
 DESCRIPTION = """\
 Remove the staging of transfers into DEST that were begun and, for so long, not gone on with. What
 they have staged would be sent again. A transfer that is alive is left alone, whichever proxy on

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
 
-HELP = "list a folder's entries, with hashes, in an SQLite file"
+if TYPE_CHECKING:
+    from tar_like.source import Source, Wanted
+
 DESCRIPTION = """\
 Write the index of a folder: every entry, with a digest of every file. An index that is there is
 brought up to date: the hashes of unchanged files (size, mtime, ctime, inode) are kept. Its id goes
@@ -45,26 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
-    from tar_like import digest
-    from tar_like.cli.common import build_options, say_scanned
+    from tar_like.cli.common import scanning, wanted
     from tar_like.cli.s3 import s3_settings
+
+    what = wanted(options)
+    with scanning(options.base, s3_settings(options, config.load()), what) as source:
+        return _run(options, what, source, output)
+
+
+def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Output) -> int:
+    from tar_like import digest
+    from tar_like.cli.common import say_scanned
     from tar_like.errors import OK, SOURCE_TROUBLE, shown
-    from tar_like.index import Index, build_index
+    from tar_like.index import BuildOptions, Index, build_index
     from tar_like.index.build import NO_HASH
-    from tar_like.source import open_source
 
     algorithm = options.algorithm or (NO_HASH if "://" in options.base else digest.DEFAULT)
     if algorithm != NO_HASH:
         digest.hasher(algorithm)
-    s3 = s3_settings(options, config.load())
-    build = build_options(
-        options, algorithm=algorithm, fresh=options.fresh, jobs=config.count(options.jobs)
+    build = BuildOptions(
+        algorithm=algorithm, fresh=options.fresh, jobs=config.count(options.jobs), wanted=what
     )
-    source = open_source(options.base, s3)
-    try:
-        summary = build_index(source, options.db, build)
-    finally:
-        source.close()
+    summary = build_index(source, options.db, build)
     say_scanned(summary, output)
     output.say(
         f"{summary.added} new, {summary.changed} changed, {summary.gone} gone; "

@@ -8,7 +8,6 @@ from tar_like import config
 from tar_like.cli.output import Output, size
 from tar_like.errors import UsageError
 
-HELP = "change the bandwidth limit of a transfer while it runs"
 DESCRIPTION = """\
 Set how many bytes a second all senders of a transfer together may put on the wire; 0 is no limit.
 With --redis that is for transfers that go through this Redis, otherwise for your runs on this

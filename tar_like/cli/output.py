@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -67,6 +66,8 @@ class Output:
     def interim(self, summary: dict[str, Any]) -> None:
         """One of several summaries, as a line of JSON if that was asked for."""
         if self._json:
+            import json
+
             print(json.dumps({"command": self.command, "seconds": self.seconds, **summary}))
             sys.stdout.flush()
 
@@ -74,6 +75,8 @@ class Output:
         """The end: the summary as JSON if that was asked for. Returns the exit code."""
         self.end_progress()
         if self._json:
+            import json
+
             head = {"command": self.command, "exit_code": exit_code, "seconds": self.seconds}
             print(json.dumps({**head, **summary}))
         return exit_code

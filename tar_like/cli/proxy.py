@@ -7,7 +7,6 @@ import argparse
 from tar_like import config
 from tar_like.cli.output import Output
 
-HELP = "receive trees into a folder, over HTTP"
 DESCRIPTION = """\
 Run a receiver. Senders name its URL, http://HOST:PORT/tar. Several may serve one folder, also
 from several hosts on shared storage. Ends on SIGTERM or Ctrl-C; senders go on when it is back.

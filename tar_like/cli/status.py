@@ -9,7 +9,6 @@ from typing import Any
 from tar_like import config
 from tar_like.cli.output import Output, size
 
-HELP = "show how far transfers are"
 DESCRIPTION = """\
 Ask a receiver which transfers are under way and how far they are; or, with --redis, the uploading
 commands and workers that meet there. --watch looks again every second, until nothing is under way

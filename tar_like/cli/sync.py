@@ -18,13 +18,12 @@ from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
     from tar_like.index import BuildOptions, BuildSummary
-    from tar_like.source import Source
+    from tar_like.source import Source, Wanted
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.wire import Look
 
 _LOOKS_REMOTE = re.compile(r"https?[:/]|[\w.-]+:\d+(/|$)|[\w.-]+@[\w.-]+:")
 """A target that means another host, but is no URL."""
-HELP = "make a folder's content appear at a target, verified"
 DESCRIPTION = """\
 One command: scan SRC (a folder, or s3://bucket/prefix), send what TARGET lacks, commit. TARGET is
 a folder (a receiver runs on loopback meanwhile) or the URL of one, http(s)://host:port/tar. SRC's
@@ -59,22 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
-    from tar_like.cli.common import build_options
+    from tar_like.cli.common import scanning, wanted
     from tar_like.cli.s3 import s3_settings
-    from tar_like.source import Begins, open_source
 
     settings = config.load()
-    build = build_options(options, algorithm="none", fresh=True, jobs=1)
-    with closing(open_source(options.source, s3_settings(options, settings))) as source:
-        if isinstance(source, Begins):
-            source.begin(build.wanted)  # beside the imports that follow, which take a while
-        return _run(options, settings, build, source, output)
+    what = wanted(options)
+    with scanning(options.source, s3_settings(options, settings), what) as source:
+        return _run(options, settings, what, source, output)
 
 
 def _run(
     options: argparse.Namespace,
     settings: config.Settings,
-    build: BuildOptions,
+    what: Wanted,
     source: Source,
     output: Output,
 ) -> int:
@@ -82,10 +78,13 @@ def _run(
     from tar_like.cli.common import block_size, forbid_inside, trust
     from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
+    from tar_like.index import BuildOptions
+    from tar_like.index.build import NO_HASH
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.upload.run import begin_look
 
+    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=what)
     upload = UploadOptions(
         source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",

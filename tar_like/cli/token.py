@@ -8,7 +8,6 @@ from tar_like import config
 from tar_like.cli.output import Output
 from tar_like.errors import UsageError
 
-HELP = "make tokens and keys for receivers that ask for them"
 DESCRIPTION = """\
 WHAT is one of
   random  a shared token: TARLIKE_TOKEN, or a line of a --token-file, on both sides; may do all

@@ -8,7 +8,6 @@ import os
 from tar_like import config
 from tar_like.cli.output import Output
 
-HELP = "send an indexed folder to a receiver"
 DESCRIPTION = """\
 Offer an index to a receiver, send the blocks that it lacks, and have it commit. Whatever ended an
 earlier run, the same command goes on with what is missing. What has changed since the index was

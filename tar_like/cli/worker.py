@@ -8,7 +8,6 @@ from tar_like import config
 from tar_like.cli.output import Output
 from tar_like.errors import UsageError
 
-HELP = "send blocks for others, as told through Redis"
 DESCRIPTION = """\
 Take ranges of blocks from Redis and send them to the receiver, on this host. Needs Redis, the
 receiver, and the source: the same folder as the uploading command names, or another one (-b).

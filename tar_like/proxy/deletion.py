@@ -22,10 +22,10 @@ from tar_like.database import temporary
 from tar_like.dirfd import Walker
 from tar_like.errors import cause, shown
 from tar_like.index import Index
-from tar_like.index.filters import make_filter
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy.backup import Backup
 from tar_like.rules import Rules
+from tar_like.source.filters import make_filter
 from tar_like.source.folder import RESERVED, sorted_names
 from tar_like.wire import Failure
 

@@ -28,7 +28,6 @@ from tar_like.errors import (
     cause,
 )
 from tar_like.index import Index, validate
-from tar_like.index.filters import make_filter
 from tar_like.layout import Extent
 from tar_like.plan import Plan
 from tar_like.plan.questions import Questions, check_answers
@@ -47,6 +46,7 @@ from tar_like.proxy.snapshot import Snapshot
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.verified import Verified
 from tar_like.rules import RULES, Rules
+from tar_like.source.filters import make_filter
 from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
 CHECKPOINT_SECONDS = 5.0

@@ -16,7 +16,6 @@ import os
 import signal
 import struct
 import threading
-import traceback
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -81,6 +80,8 @@ def _run_child(parent: int, scan: Iterator[Found | Skipped], writer: int) -> Non
     except BrokenPipeError:
         pass  # nobody wants the rest
     except BaseException:  # noqa: BLE001 a mistake of ours must not end in silence
+        import traceback
+
         traceback.print_exc()
     finally:
         os._exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tar_like.errors import UsageError
-from tar_like.index.filters import make_filter
+from tar_like.source.filters import make_filter
 
 
 def kept(paths: list[bytes], regexes: list[str], patterns: list[str]) -> list[bytes]:

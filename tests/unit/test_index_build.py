@@ -15,9 +15,9 @@ import pytest
 from tar_like import digest
 from tar_like.errors import IndexInvalid, SourceUnusable
 from tar_like.index import BuildOptions, BuildSummary, Index, build_index, validate
-from tar_like.index.filters import make_filter
 from tar_like.layout import FILE, HARDLINK, Entry, sort_key
 from tar_like.source import Found, Skipped, Wanted
+from tar_like.source.filters import make_filter
 from tar_like.source.folder import FolderSource
 from tests import trees
 
