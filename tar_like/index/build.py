@@ -19,7 +19,7 @@ from tar_like.errors import IndexInvalid, TarLikeError, cause
 from tar_like.index import schema
 from tar_like.index.identity import Identity
 from tar_like.index.inodes import Inodes
-from tar_like.index.reader import Index
+from tar_like.index.reader import SEEN, Index
 from tar_like.layout import FILE, HARDLINK, Entry, Piece, place, sort_key
 from tar_like.source import Found, Skipped, Source, Wanted
 from tar_like.source.hashing import Hashed, hash_files
@@ -146,6 +146,8 @@ class _Builder:
             identity = Identity(self._options.algorithm)
             if self._old is not None and self._memory is not None and self._may_compare(self._old):
                 head = self._pass_unchanged(self._old, scan)
+                if self._options.algorithm != NO_HASH:
+                    self._summary.reused = self._summary.files
                 if head is None and self._holds(self._old):
                     return None
                 self._copy_unchanged(self._old, identity)
@@ -190,20 +192,20 @@ class _Builder:
             if isinstance(found, Skipped):
                 self._skip(found)
                 continue
-            *row, link, offset, has_hash = next(rows, _NO_ROW)
-            if tuple(row) != found[: len(row)] or not row:
-                first = found.links > 1 and self._inodes.known(found.dev, found.ino) == link
+            row = next(rows, _NO_ROW)
+            links, size = found.links, found.size
+            if row[:SEEN] != found[:SEEN]:
+                first = links > 1 and self._inodes.known(found.dev, found.ino) == row[SEEN]
                 if not (first and _same_link(row, found)):
                     return found
             elif found.kind == FILE:
-                if hashed and not has_hash:
+                if hashed and not row[SEEN + 2]:
                     return found
                 summary.files += 1
-                if found.size:
-                    summary.bytes += found.size
-                    self._cursor = offset + found.size
-                summary.reused += hashed
-            if found.links > 1:
+                if size:
+                    summary.bytes += size
+                    self._cursor = row[SEEN + 1] + size
+            if links > 1:
                 self._inodes.first(found.dev, found.ino, summary.entries)
             summary.entries += 1
         return None
@@ -381,13 +383,13 @@ def _to_hash(entry: Entry) -> Piece | None:
     return Piece(entry.id, entry.path, 0, entry.size, entry.size, entry.mtime, entry.token)
 
 
-_NO_ROW = (-2, 0, False)
-"""Stands for the row after an index's last one: no fields, and a link that nothing has."""
+_NO_ROW: tuple[Any, ...] = (*[None] * SEEN, -2, 0, False)
+"""Stands for the row after an index's last one, with a link that nothing has."""
 
 
-def _same_link(row: list[Any], found: Found) -> bool:
+def _same_link(row: tuple[Any, ...], found: Found) -> bool:
     """Whether the row of a further name of a file is still right."""
-    path, kind, _, mode, mtime, uid, gid, _, ctime, ino = row
+    path, kind, _, mode, mtime, uid, gid, _, ctime, ino = row[:SEEN]
     return kind == HARDLINK and (path, mode, mtime, uid, gid, ctime, ino) == (
         found.path, found.mode, found.mtime, found.uid, found.gid, found.ctime, found.ino,
     )  # fmt: skip

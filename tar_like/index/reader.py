@@ -28,6 +28,10 @@ ORDER BY id
 """
 
 
+SEEN = 10
+"""How many of source.Found's fields a fingerprint begins with."""
+
+
 class SkippedRow(NamedTuple):
     """A name that was seen but is not in the tree (source.Skipped)."""
 
@@ -156,7 +160,7 @@ class Index:
         return (row[0] for row in rows)
 
     def fingerprints(self) -> Iterator[tuple[Any, ...]]:
-        """What a scan finds of each entry, in the order of source.Found's first ten fields.
+        """What a scan finds of each entry: the first SEEN fields of source.Found.
 
         Then the entry that a hard link goes to, the offset, and whether there is a hash.
         """

@@ -19,6 +19,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
@@ -31,6 +32,8 @@ from tar_like.sparse import data_of
 
 RUN = 100_000
 """Names of one directory that are sorted in memory; more are merged from sorted files."""
+BATCH = 256
+"""Names of one directory that are looked at before the first of them is given."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -70,15 +73,15 @@ class FolderSource:
         return begun[1] if begun and begun[0] == wanted else ahead(self._scan(wanted))
 
     def _scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
-        root = self._stat(b"", b"", b".", wanted)
+        (root,) = self._look_at(b"", [b"."], replace(wanted, keep=None))
         listing = self._list(b"", wanted)
         first = next(listing, None)
         for item in (root, first):
-            if isinstance(item, Skipped) and not item.path:
+            if isinstance(item, Skipped) and item.path in (b"", b"."):
                 raise SourceUnusable(f"The folder {self._base} cannot be read: {item.detail}.")
         assert isinstance(root, Found)
-        yield root
-        stack = [_chain(first, listing)]
+        yield root._replace(path=b"")
+        stack = [listing if first is None else itertools.chain((first,), listing)]
         while stack:
             for found in stack[-1]:
                 yield found
@@ -137,19 +140,20 @@ class FolderSource:
         return Reading(position, omissions)
 
     def _list(self, directory: bytes, wanted: Wanted) -> Iterator[Found | Skipped]:
+        """What is in a directory, in order."""
         try:
-            names = self._names(directory)
+            names = iter(self._names(directory))
         except OSError as error:
-            yield Skipped(directory, "unreadable", cause(error))
-            return
-        prefix = directory + b"/" if directory else b""
-        for name in names:
-            path = prefix + name
-            if path == RESERVED:
-                continue
-            found = self._stat(path, directory, name, wanted)
-            if found is not None:
-                yield found
+            return iter((Skipped(directory, "unreadable", cause(error)),))
+        if not directory:
+            names = (name for name in names if name != RESERVED)
+        return itertools.chain.from_iterable(self._batches(directory, names, wanted))
+
+    def _batches(
+        self, directory: bytes, names: Iterator[bytes], wanted: Wanted
+    ) -> Iterator[list[Found | Skipped]]:
+        while batch := list(itertools.islice(names, BATCH)):
+            yield self._look_at(directory, batch, wanted)
 
     def _names(self, directory: bytes) -> Iterable[bytes]:
         """The names in a directory, sorted as bytes. Raises OSError."""
@@ -157,46 +161,70 @@ class FolderSource:
         with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(directory)) as entries:
             return sorted_names(entries)
 
-    def _stat(
-        self, path: bytes, directory: bytes, name: bytes, wanted: Wanted
-    ) -> Found | Skipped | None:
-        """One name; None when it is gone, or not wanted. The hot path of a scan."""
+    def _look_at(
+        self, directory: bytes, names: list[bytes], wanted: Wanted
+    ) -> list[Found | Skipped]:
+        """These names of a directory, less what is not wanted."""
+        prefix = directory + b"/" if directory else b""
         try:
             parent = self._walker.dirfd(directory)
-            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            mode = st.st_mode
-            kind = _KINDS.get(mode & _FORMAT)
-            if wanted.keep and path and not wanted.keep(path, kind == DIRECTORY):
-                return None
-            if kind is None:
-                return Skipped(path, "special", _special(mode))
-            target, segments, size = b"", None, 0
-            if kind == FILE:
-                size = st.st_size
-                if size and st.st_blocks * 512 < size:
-                    segments = _segments(name, parent, size)
-            elif kind == SYMLINK:
-                target, mode = os.readlink(name, dir_fd=parent), 0o777
-            xattrs = read_xattrs(name, parent, wanted) if wanted.xattrs or wanted.acls else ()
-        except FileNotFoundError:
-            # Renamed, maybe, to a name that was passed already: to leave it out in silence would
-            # be to claim that the tree is complete.
-            return Skipped(path, "unreadable", "vanished during the scan")
         except OSError as error:
-            return Skipped(path, "unreadable", cause(error))
-        if not -_SIGN <= st.st_mtime_ns < _SIGN or not -_SIGN <= st.st_ctime_ns < _SIGN:
-            return Skipped(path, "unreadable", "its time is out of range (years 1678 to 2262)")
-        links = 1 if kind == DIRECTORY else st.st_nlink
-        ino, dev = st.st_ino, st.st_dev
+            return [Skipped(prefix + name, "unreadable", _trouble(error)) for name in names]
+        return _look_at(parent, prefix, names, wanted)
+
+
+def _look_at(
+    parent: int, prefix: bytes, names: list[bytes], wanted: Wanted
+) -> list[Found | Skipped]:
+    """The hot path of a scan."""
+    seen: list[Found | Skipped] = []
+    keep, with_xattrs = wanted.keep, wanted.xattrs or wanted.acls
+    os_stat, new = os.stat, tuple.__new__  # half the time of Found(...), a million times
+    for name in names:
+        path = prefix + name
+        try:
+            st = os_stat(name, dir_fd=parent, follow_symlinks=False)
+            mode, ino, dev, links, uid, gid, size, _, _, _ = st
+            mtime, ctime = st.st_mtime_ns, st.st_ctime_ns
+            kind = _KINDS.get(mode & _FORMAT)
+            if keep and not keep(path, kind == DIRECTORY):
+                continue
+            target, segments = b"", None
+            if kind == FILE:
+                if st.st_blocks * 512 < size:
+                    segments = _segments(name, parent, size)
+            elif kind == DIRECTORY:
+                size, links = 0, 1
+            elif kind == SYMLINK:
+                target, mode, size = os.readlink(name, dir_fd=parent), 0o777, 0
+            else:
+                seen.append(Skipped(path, "special", _special(mode)))
+                continue
+            xattrs = read_xattrs(name, parent, wanted) if with_xattrs else ()
+        except OSError as error:
+            seen.append(Skipped(path, "unreadable", _trouble(error)))
+            continue
+        if not -_SIGN <= mtime < _SIGN or not -_SIGN <= ctime < _SIGN:
+            text = "its time is out of range (years 1678 to 2262)"
+            seen.append(Skipped(path, "unreadable", text))
+            continue
         if ino >= _SIGN or dev >= _SIGN:
             ino, dev = _signed(ino), _signed(dev)
-        return tuple.__new__(  # half the time of Found(...), a million times
-            Found,
-            (
-                path, kind, size, mode & 0o7777, st.st_mtime_ns, st.st_uid, st.st_gid, target,
-                st.st_ctime_ns, ino, dev, links, b"", segments, xattrs,
-            ),
+        fields = (
+            path, kind, size, mode & 0o7777, mtime, uid, gid, target,
+            ctime, ino, dev, links, b"", segments, xattrs,
         )  # fmt: skip
+        seen.append(new(Found, fields))
+    return seen
+
+
+def _trouble(error: OSError) -> str:
+    """Why a name is not taken up.
+
+    What is gone was renamed, maybe, to a name that was passed already: to leave it out in silence
+    would be to claim that the tree is complete.
+    """
+    return "vanished during the scan" if isinstance(error, FileNotFoundError) else cause(error)
 
 
 _FORMAT = 0o170000
@@ -207,14 +235,6 @@ _KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 def _signed(number: int) -> int:
     """As the signed 64-bit integer that SQLite keeps; inode numbers are unsigned."""
     return number if number < _SIGN else number - 2 * _SIGN
-
-
-def _chain(
-    first: Found | Skipped | None, rest: Iterator[Found | Skipped]
-) -> Iterator[Found | Skipped]:
-    if first is not None:
-        yield first
-        yield from rest
 
 
 def _special(mode: int) -> str:

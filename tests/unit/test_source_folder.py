@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tar_like.codec import CHANGED
 from tar_like.errors import SourceUnusable, UsageError
-from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece
+from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, sort_key
 from tar_like.source import Found, Skipped, Wanted, folder, open_source
 from tar_like.source.folder import FolderSource
 from tests import trees
@@ -129,6 +129,24 @@ def test_names_that_do_not_fit_into_memory_are_sorted_all_the_same(
     for run in (1, 7, len(names), len(names) + 1):
         monkeypatch.setattr(folder, "RUN", run)
         assert list(scan(tmp_path)) == whole
+
+
+def test_a_tree_is_in_order_however_many_names_are_looked_at_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory is gone into where it comes, in the middle of a batch as at its end."""
+    for number in range(30):
+        inner = tmp_path / f"{number:02}"
+        if number % 3:
+            inner.touch()
+            continue
+        (inner / "deep").mkdir(parents=True)
+        for name in ("a", "deep/b", "z"):
+            (inner / name).touch()
+    paths = [os.fsencode(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+    for batch in (1, 2, 7, 30, 31):
+        monkeypatch.setattr(folder, "BATCH", batch)
+        assert list(scan(tmp_path)) == [b"", *sorted(paths, key=sort_key)]
 
 
 def piece(path: bytes, size: int = 1, mtime: int = 0) -> Piece:
@@ -257,8 +275,11 @@ def test_a_time_that_no_index_can_hold_is_named(work: Path) -> None:
     assert (skipped.path, skipped.kind) == (b"far", "unreadable")
 
 
-def test_a_name_that_goes_during_the_scan_is_named(work: Path) -> None:
+def test_a_name_that_goes_during_the_scan_is_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may have been renamed to a name that was passed already."""
+    monkeypatch.setattr(folder, "BATCH", 1)
     (work / "a").touch()
     (work / "b").touch()
     source = FolderSource(str(work))
