@@ -168,6 +168,7 @@ def _sync(
                 code = _if_still_there(recorded.summary, upload, begun, output)
                 if code is not None:
                     return code
+                upload = replace(upload, look=begun.token)
             found = build_index(source, index_path, _as_kept(build, index_path))
         scanned(source.url, found.id)
         say_scanned(found, output)

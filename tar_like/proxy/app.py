@@ -424,11 +424,14 @@ def _wish(wanted: dict[str, object]) -> Wish:
     """What a sender wants a plan to be like. Raises UsageError."""
     block_size = wanted.get("block_size")
     ask, checksum = wanted.get("ask", False), wanted.get("checksum", False)
+    look = wanted.get("look", "")
     if type(block_size) is not int:
         raise UsageError("Negotiating a plan needs a block_size in bytes.")
     if type(ask) is not bool or type(checksum) is not bool:
         raise UsageError("Negotiating a plan: ask and checksum are true or false.")
-    return Wish(block_size=block_size, ask=ask, checksum=checksum)
+    if not isinstance(look, str):
+        raise UsageError("Which look? Its token is a text.")
+    return Wish(block_size=block_size, ask=ask, checksum=checksum, look=look)
 
 
 def _answer(status: Status, code: int = 200) -> Response:

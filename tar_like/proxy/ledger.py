@@ -5,7 +5,7 @@
 
 A file is *kept*, not sent, when the ledger's entry of that path has the wanted content and the
 file in the destination still has the fingerprint (size, mtime, ctime, inode) it had when its
-content was verified. Anything else is lacking. Ledger and index are walked in step.
+content was verified. Anything else is lacking.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tar_like.database import connect_readonly
-from tar_like.dirfd import Walker
 from tar_like.index import Index
-from tar_like.layout import FILE, Entry, sort_key
+from tar_like.layout import sort_key
 from tar_like.proxy.durable import machine, may_be_lost
 
 LANDED = """CREATE TABLE landed (
@@ -35,7 +33,22 @@ _FILES = """
 SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM entry e JOIN landed l ON l.entry_id = e.id
 """
-_ROWS = f"{_FILES} ORDER BY e.id"
+_DIFFERENT = """
+SELECT e.id FROM idx.entry e LEFT JOIN ledger.entry o ON o.id = e.id + ?1
+WHERE e.id >= ?2 AND o.path IS NOT e.path ORDER BY e.id LIMIT 1
+"""
+_PATHS = "SELECT id, CAST(path AS BLOB) FROM {}.entry WHERE id >= ? ORDER BY id"
+_EQUAL = """
+INSERT INTO landed SELECT e.id, l.digest, l.ino, l.ctime
+FROM idx.entry e CROSS JOIN ledger.entry o ON o.id = e.id + :shift
+CROSS JOIN ledger.landed l ON l.entry_id = o.id
+WHERE e.id >= :first AND e.id < :stop AND e.kind = 'f' AND e.size = o.size
+AND (:size_only OR CASE
+  WHEN e.hash != x'' AND :comparable THEN e.hash = l.digest
+  WHEN e.token != x'' AND o.token != x'' THEN e.token = o.token
+  ELSE e.hash = x'' AND e.mtime = o.mtime END)
+AND o.id NOT IN {touched}
+"""
 
 
 class Landed(NamedTuple):
@@ -104,23 +117,6 @@ class Ledger:
         self.plan = meta.get("plan", "")
         self.snapshot = meta.get("snapshot", "")
 
-    def rows(self) -> Iterator[Row]:
-        """Files in canonical order, as far as they can be read: more is sent then."""
-        if self._db is None:
-            return
-        with contextlib.suppress(sqlite3.DatabaseError):
-            yield from map(Row._make, self._db.execute(_ROWS))
-
-    def sizes(self) -> Iterator[tuple[int, int]]:
-        """(size, mtime) of its files that have bytes, as far as they can be read."""
-        if self._db is None:
-            return
-        with contextlib.suppress(sqlite3.DatabaseError):
-            yield from self._db.execute(
-                "SELECT e.size, e.mtime FROM entry e JOIN landed l ON l.entry_id = e.id "
-                "WHERE e.size > 0"
-            )
-
     def with_paths(self, wanted: Iterable[bytes]) -> Iterator[Row]:
         """Its files at these paths, as far as they can be read."""
         return self._matching(f"{_FILES} WHERE e.path IN temp.wanted AND e.size > 0", wanted)
@@ -154,101 +150,62 @@ def plan_of(path: str) -> str:
 
 
 class Comparison:
-    """An index against what the destination holds: what is kept, what is lacking."""
+    """An index against a ledger, both attached to one connection: which files have equal content.
+
+    Equal paths lie in runs, a fixed number of ids apart, as long as no name is new or gone; each
+    run is compared by one statement.
+    """
 
     def __init__(
-        self, index: Index, ledger: Ledger, walker: Walker, *, size_only: bool = False
+        self, db: sqlite3.Connection, index: Index, ledger: Ledger, *, size_only: bool = False
     ) -> None:
-        self._size_only = size_only
-        self._index = index
-        self._ledger = ledger
-        self._walker = walker
-        self._rows = ledger.rows()
-        self._next = next(self._rows, None)
-        self.kept: list[Landed] = []
-
-    def lacking(self, flush: _Flush) -> Iterator[Entry]:
-        """Files to be sent; what is kept goes to ``flush`` in lists, in order."""
-        for entry in self._index.of_kind(FILE):
-            row = self._find(entry.path)
-            if row is not None and self._same(entry, row) and self._untouched(entry, row):
-                self.kept.append(Landed(entry.id, row.digest, row.ino, row.ctime))
-            elif self._size_only and (found := self._of_size(entry)) is not None:
-                self.kept.append(found)
-            else:
-                yield entry
-            if len(self.kept) >= 2000:
-                flush(self.kept)
-                self.kept = []
-        flush(self.kept)
-
-    def _find(self, path: bytes) -> Row | None:
-        row = self._next
-        if row is None:
-            return None
-        if row.path != path:
-            key = sort_key(path)
-            while row is not None and sort_key(row.path) < key:
-                row = next(self._rows, None)
-            self._next = row
-            if row is None or row.path != path:
-                return None
-        self._next = next(self._rows, None)
-        return row
-
-    def _same(self, entry: Entry, row: Row) -> bool:
-        if entry.size != row.size or self._size_only:
-            return entry.size == row.size
-        if entry.hash and self._ledger.algorithm == self._index.algorithm:
-            return entry.hash == row.digest
-        if entry.token and row.token:
-            return entry.token == row.token
-        return not entry.hash and entry.mtime == row.mtime
-
-    def _of_size(self, entry: Entry) -> Landed | None:
-        """A file of the wanted size; nobody knows what is in it."""
-        try:
-            parent, name = self._walker.split(entry.path)
-            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except OSError:
-            return None
-        if not stat.S_ISREG(st.st_mode) or st.st_size != entry.size:
-            return None
-        return Landed(entry.id, b"", st.st_ino, st.st_ctime_ns)
-
-    def _untouched(self, entry: Entry, row: Row) -> bool:
-        try:
-            parent, name = self._walker.split(entry.path)
-            return row.is_of(os.stat(name, dir_fd=parent, follow_symlinks=False))
-        except OSError:
-            return False
-
-
-class _Flush:
-    """Writes kept files to the table ``landed``, a list at a time."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
+        """``db`` has them as ``idx`` and ``ledger``."""
         self._db = db
+        self._stop = index.entry_count
+        self._size_only = size_only
+        self._comparable = ledger.algorithm == index.algorithm
 
-    def __call__(self, kept: list[Landed]) -> None:
-        self._db.executemany("INSERT INTO landed VALUES (?, ?, ?, ?)", kept)
+    def take_equal(self, touched: str) -> None:
+        """Put them into the table ``landed``, but those whose ledger's id is in this table.
 
+        Raises sqlite3.Error.
+        """
+        insert = _EQUAL.format(touched=touched)
+        for first, stop, shift in self._runs():
+            values = {
+                "first": first,
+                "stop": stop,
+                "shift": shift,
+                "size_only": self._size_only,
+                "comparable": self._comparable,
+            }
+            self._db.execute(insert, values)
 
-def compare(
-    index: Index,
-    ledger_path: str,
-    walker: Walker,
-    db: sqlite3.Connection,
-    *,
-    size_only: bool = False,
-) -> Iterator[Entry]:
-    """The files that the destination lacks, in order; the others go to ``db``'s ``landed``.
+    def _runs(self) -> Iterator[tuple[int, int, int]]:
+        """(first, stop, shift): entries ``[first, stop)`` are in the ledger, as ``id + shift``."""
+        first, shift = 0, 0
+        while first < self._stop:
+            row = self._db.execute(_DIFFERENT, (shift, first)).fetchone()
+            stop = self._stop if row is None else row[0]
+            if stop > first:
+                yield first, stop, shift
+            if row is None:
+                return
+            pair = self._next_pair(stop, stop + shift)
+            if pair is None:
+                return
+            first, shift = pair[0], pair[1] - pair[0]
 
-    The table is complete once the iterator is exhausted.
-    """
-    ledger = Ledger(ledger_path)
-    try:
-        comparison = Comparison(index, ledger, walker, size_only=size_only)
-        yield from comparison.lacking(_Flush(db))
-    finally:
-        ledger.close()
+    def _next_pair(self, ours: int, theirs: int) -> tuple[int, int] | None:
+        """The ids of the first path from there on that both have."""
+        entries = self._db.execute(_PATHS.format("idx"), (ours,))
+        rows = self._db.execute(_PATHS.format("ledger"), (theirs,))
+        entry, row = next(entries, None), next(rows, None)
+        while entry is not None and row is not None:
+            if entry[1] == row[1]:
+                return entry[0], row[0]
+            if sort_key(entry[1]) < sort_key(row[1]):
+                entry = next(entries, None)
+            else:
+                row = next(rows, None)
+        return None

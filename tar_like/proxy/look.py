@@ -1,11 +1,13 @@
 """A look at the destination: is everything as the last commit left it?
 
     ledger, entry by entry > stat of its name > the same fingerprint, or metadata > looks/TOKEN.json
+                                              > files that have another           > looks/TOKEN.db
 
 A sender has it begun before it scans its tree, so both go on side by side. When the tree turns out
 to be the one of the last commit, and this found nothing changed since, there is nothing to do: no
-index is sent, no plan made. It says nothing about changes made after it began: no more than a
-sync that compares names one after the other can.
+index is sent, no plan made. When it is another, its survey need not look at every file again. It
+says nothing about changes made after it began: no more than a sync that compares names one after
+the other can. What a commit keeps, it looks at once more.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ import os
 import re
 import sqlite3
 import stat
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from tar_like.database import connect
+from tar_like.database import connect, connect_readonly, scratch
 from tar_like.dirfd import Walker, open_file
 from tar_like.index import Index
 from tar_like.index.schema import SELECT_ENTRY
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.metadata import Metadata
-from tar_like.proxy.place import HOME, Destination
+from tar_like.proxy.place import HOME, Destination, held
 from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Status
 
@@ -33,9 +36,15 @@ _TOKEN = re.compile(r"[0-9a-f]{16}")
 _OLD = 86400.0
 """Seconds after which a look is nobody's any more."""
 _QUERY = """
-SELECT e.id, e.path, e.kind, e.size, e.mtime, l.ino, l.ctime
+SELECT e.id, CAST(e.path AS BLOB), e.kind, e.size, e.mtime, l.ino, l.ctime
 FROM entry e LEFT JOIN landed l ON l.entry_id = e.id ORDER BY e.id
 """
+_FILES = """
+SELECT e.id, CAST(e.path AS BLOB), 'f', e.size, e.mtime, l.ino, l.ctime
+FROM entry e JOIN landed l ON l.entry_id = e.id ORDER BY e.id
+"""
+TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
+_INSERT = "INSERT INTO touched VALUES (?)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +59,33 @@ class Seen:
     """Every entry is as that commit left it."""
     extra: bool = False
     """There are names besides."""
+    files: bool = False
+    """All files were seen; those that are not as that commit left them are listed beside."""
 
 
 def run_look(destination: Destination, token: str) -> None:
-    """Look, and leave in a file what was seen."""
+    """Look, and leave in files what was seen."""
     final = _path(destination, token)
     _forget_old(destination)
-    with open(f"{final}.tmp", "w", encoding="ascii") as file:
-        json.dump(asdict(_look(destination)), file)
-    os.replace(f"{final}.tmp", final)
+    with held(_lock(destination, token)):
+        seen = _look(destination, _path(destination, token, "db"))
+        with open(f"{final}.tmp", "w", encoding="ascii") as file:
+            json.dump(asdict(seen), file)
+        os.replace(f"{final}.tmp", final)
+
+
+def find_touched(destination: Destination, token: str) -> str:
+    """The file with the table ``touched``: the ledger's files that a look saw changed.
+
+    Waits for a look that has begun. Empty when there is none, or the ledger is another by now.
+    """
+    if not _TOKEN.fullmatch(token) or not os.path.exists(_lock(destination, token)):
+        return ""
+    with held(_lock(destination, token), shared=True):
+        seen = read_look(destination, token)
+    if seen is None or not seen.files or seen.ledger != _version(destination):
+        return ""
+    return _path(destination, token, "db")
 
 
 def read_look(destination: Destination, token: str) -> Seen | None:
@@ -88,8 +115,24 @@ def is_current(destination: Destination, seen: Seen) -> bool:
     return seen.ledger == _version(destination) and not destination.unfinished()
 
 
-def _path(destination: Destination, token: str) -> str:
-    return os.path.join(destination.looks, f"{token}.json")
+def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> None:
+    """Fill a temporary table ``touched`` with a ledger's files that are not as it says.
+
+    Raises OSError, sqlite3.Error.
+    """
+    into.execute(TOUCHED.format("TEMP "))
+    db = connect_readonly(ledger_path)
+    with contextlib.closing(db), Walker(root) as walker:
+        look = _Look(db, walker, same=False)
+        into.executemany(_INSERT, ((number,) for number in look.touched(_FILES)))
+
+
+def _path(destination: Destination, token: str, kind: str = "json") -> str:
+    return os.path.join(destination.looks, f"{token}.{kind}")
+
+
+def _lock(destination: Destination, token: str) -> str:
+    return _path(destination, token, "lock")
 
 
 def _version(destination: Destination) -> str:
@@ -109,7 +152,7 @@ def _forget_old(destination: Destination) -> None:
                     os.unlink(file.path)
 
 
-def _look(destination: Destination) -> Seen:
+def _look(destination: Destination, touched: str) -> Seen:
     version, index_id = _version(destination), last_index(destination)
     if not index_id:
         return Seen(index="", ledger=version)
@@ -117,11 +160,17 @@ def _look(destination: Destination) -> Seen:
         db = connect(destination.ledger, "ro")
         with contextlib.closing(db), Walker(destination.root) as walker:
             kinds = db.execute("SELECT value FROM meta WHERE key = 'xattrs'").fetchone()
-            if kinds is not None and kinds[0]:
-                return Seen(index=index_id, ledger=version)  # attributes are not looked at here
-            look = _Look(db, walker)
-            same = look.same()
-            return Seen(index=index_id, ledger=version, same=same, extra=same and look.extra())
+            # Attributes are not looked at here.
+            look = _Look(db, walker, same=kinds is None or not kinds[0])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(touched)
+            found = scratch(touched)
+            with contextlib.closing(found):
+                found.execute(TOUCHED.format(""))
+                found.executemany(_INSERT, ((number,) for number in look.touched(_QUERY)))
+                found.execute("COMMIT")
+            same, extra = look.same, look.same and look.extra()
+            return Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
     except (OSError, sqlite3.Error):
         return Seen(index=index_id, ledger=version)
 
@@ -151,39 +200,54 @@ def report(destination: Destination, transfer_id: str, rules: Rules) -> Status:
 
 
 class _Look:
-    def __init__(self, db: sqlite3.Connection, walker: Walker) -> None:
+    def __init__(self, db: sqlite3.Connection, walker: Walker, *, same: bool) -> None:
         self._db = db
         self._walker = walker
         self._metadata = Metadata(frozenset())
         self._directories: dict[bytes, int] = {b"": 0}
         """How many names of the index are in each."""
+        self.same = same
+        """Whether every entry was found in its place, as far as anybody wants to know."""
 
-    def same(self) -> bool:
-        """Whether every entry is in its place. Raises OSError for one that is not there."""
-        dirfd, directories, lstat = self._walker.dirfd, self._directories, os.lstat
+    def touched(self, query: str) -> Iterator[int]:
+        """Files that are not as they were left, or not to be found. Raises sqlite3.Error."""
+        directories, lstat = self._directories, os.lstat
         parent, fd, count = b"", self._walker.root, 0
-        for number, path, kind, size, mtime, ino, ctime in self._db.execute(_QUERY):
+        for number, path, kind, size, mtime, ino, ctime in self._db.execute(query):
             folder, _, name = path.rpartition(b"/")
             if folder != parent:
-                directories[parent] += count
-                parent, fd, count = folder, dirfd(folder), 0
-            st = lstat(name or b".", dir_fd=fd)
+                if self.same:
+                    directories[parent] += count
+                parent, fd, count = folder, self._open(folder), 0
             count += 1
+            try:
+                st = lstat(name or b".", dir_fd=fd)
+            except OSError:
+                st = None
             if kind == FILE:
                 if (
-                    st.st_ino != ino
+                    st is None
+                    or st.st_ino != ino
                     or st.st_ctime_ns != ctime
                     or st.st_mtime_ns != mtime
                     or st.st_size != size
                 ):
-                    return False
-            elif not self._holds(self._entry(number), st, fd, name):
-                return False
-            elif kind == DIRECTORY:
-                directories[path] = 0
-        directories[parent] += count
-        directories[b""] -= 1  # the root is no name in itself
-        return True
+                    self.same = False
+                    yield number
+            elif self.same:
+                self.same = st is not None and self._holds(self._entry(number), st, fd, name)
+                if kind == DIRECTORY:
+                    directories[path] = 0
+        if self.same:
+            directories[parent] += count
+            directories[b""] -= 1  # the root is no name in itself
+
+    def _open(self, folder: bytes) -> int:
+        """A folder's fd; one that no name is found by, when there is none."""
+        try:
+            return self._walker.dirfd(folder)
+        except OSError:
+            return -1
 
     def _entry(self, number: int) -> Entry:
         row = self._db.execute(f"{SELECT_ENTRY} WHERE id = ?", (number,)).fetchone()
@@ -196,7 +260,10 @@ class _Look:
             row = self._db.execute(query, (entry.link,)).fetchone()
             return row is not None and bool(row[0] == st.st_ino)
         if entry.kind == SYMLINK:
-            if not stat.S_ISLNK(st.st_mode) or os.readlink(name, dir_fd=parent) != entry.target:
+            try:
+                if os.readlink(name, dir_fd=parent) != entry.target:
+                    return False
+            except OSError:
                 return False
         elif not stat.S_ISDIR(st.st_mode):
             return False

@@ -31,7 +31,8 @@ from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, survey
 from tar_like.proxy.assemble import Assembler, Provided, Task
 from tar_like.proxy.doubt import distrust
-from tar_like.proxy.ledger import Ledger, Row
+from tar_like.proxy.ledger import Ledger, Row, plan_of
+from tar_like.proxy.look import find_touched
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
@@ -55,6 +56,8 @@ class Wish:
     """It can answer questions."""
     checksum: bool = False
     """Believe no fingerprint: read every file that may be kept."""
+    look: str = ""
+    """The token of a look that was begun beside the scan (look.run_look)."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for blocks that cannot be."""
@@ -209,12 +212,22 @@ class Planning:
         def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
             return adopt.adopt(self._index, lacking, donors, adopted) if donors else lacking
 
-        root, rules = self._basis.root, Rules.read(self._path)
-        survey.write_survey(self._index, ledger, root, temporary, sift, rules)
+        known = survey.Known(
+            root=self._basis.root,
+            plan=plan_of(ledger),
+            ledger=ledger,
+            touched=self._touched(ledger, wish.look),
+        )
+        survey.write_survey(self._index, known, temporary, sift, Rules.read(self._path))
         publish = self._destination.durability.publish
         if donors:
             publish(adopted, self._file(adopt.NAME))
         publish(temporary, self._file("survey.db"))
+
+    def _touched(self, ledger: str, token: str) -> str:
+        if ledger != self._destination.ledger:
+            return ""  # nobody has looked there
+        return find_touched(self._destination, token)
 
     def _publish_questions(self, folder: str, rows: Iterable[Question]) -> bool:
         """Publish the questions, if there are any."""

@@ -1,7 +1,7 @@
 """Survey: what a transfer's index asks for, against what the destination holds.
 
-    index and ledger in step > kept                        (ledger.compare)
-                             > lacking, and what lies at its path now
+    index and ledger, less what was touched > kept            (ledger.Comparison, look)
+                                            > lacking, and what lies at its path now
     lacking files for which there may be local content > questions for the sender
 
     survey.db = landed (what is kept) + lacking(entry_id, size, mtime, hash, at_size, at_mtime)
@@ -13,20 +13,22 @@ plan from it and the answers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from tar_like import chunks
-from tar_like.database import connect, scratch
+from tar_like.database import attach, connect, scratch
 from tar_like.dirfd import Walker
 from tar_like.index import Index
 from tar_like.layout import PAGE, Entry
 from tar_like.plan.questions import Question
-from tar_like.proxy import ledger
 from tar_like.proxy.kept import LEDGER, PASSED
-from tar_like.proxy.ledger import Ledger, plan_of
+from tar_like.proxy.ledger import LANDED, Comparison, Ledger
+from tar_like.proxy.look import touched_now
 from tar_like.proxy.passing import Passing
 from tar_like.rules import Rules
 
@@ -44,6 +46,13 @@ LACKING = """CREATE TABLE lacking (
   at_size INTEGER NOT NULL,
   at_mtime INTEGER NOT NULL
 )"""
+_LEFT = """
+SELECT id,path,kind,size,offset,mode,mtime,uid,gid,target,link,hash,ctime,ino,token
+FROM idx.entry e WHERE kind = 'f'
+AND NOT EXISTS (SELECT 1 FROM landed l WHERE l.entry_id = e.id)
+AND NOT EXISTS (SELECT 1 FROM passed p WHERE p.entry_id = e.id)
+ORDER BY id
+"""
 _NOTHING = (-1, 0)
 
 _CHUNKS = """
@@ -70,10 +79,22 @@ def twins(index: Index) -> Iterator[int]:
     return index.twins(TWIN if index.algorithm == "none" else LEAST_TWIN)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of the destination before it is looked at."""
+
+    root: str
+    plan: str
+    """By which the ledger was made."""
+    ledger: str
+    """Its path; empty where nothing is to be taken from it."""
+    touched: str
+    """A file with the ledger's files that a look saw changed; empty where none has looked."""
+
+
 def write_survey(
     index: Index,
-    ledger_path: str,
-    root: str,
+    known: Known,
     path: str,
     sift: Callable[[Iterator[Entry]], Iterator[Entry]],
     rules: Rules,
@@ -82,37 +103,73 @@ def write_survey(
 
     Raises OSError, sqlite3.Error.
     """
-    db = scratch(path)
+    db = _begin(path, index, known)
     try:
-        db.execute(ledger.LANDED)
-        db.execute(LACKING)
-        db.execute(PASSED)
-        db.execute(LEDGER)
-        db.execute("INSERT INTO ledger VALUES (?)", (plan_of(ledger_path),))
-        with Walker(root) as walker, Walker(root) as other:
+        try:
+            _take_kept(db, index, known, rules)
+        except sqlite3.DatabaseError:  # the ledger is damaged: it costs time only
+            db.close()
+            os.unlink(path)
+            db = _begin(path, index, known)
+        with Walker(known.root) as walker:
             passed = ((entry_id,) for entry_id in Passing(rules, walker).passed(index))
             db.executemany("INSERT INTO passed VALUES (?)", passed)
-            lacking = ledger.compare(index, ledger_path, walker, db, size_only=rules.size_only)
+            db.execute("DELETE FROM landed WHERE entry_id IN (SELECT entry_id FROM passed)")
+            lacking: Iterator[Entry] = map(Entry._make, db.execute(_LEFT))
+            if rules.size_only:
+                lacking = _but_of_size(lacking, walker, db)
             rows = (
-                (entry.id, entry.size, entry.mtime, entry.hash, *_at(other, entry))
-                for entry in sift(_without(lacking, db))
+                (entry.id, entry.size, entry.mtime, entry.hash, *_at(walker, entry))
+                for entry in sift(lacking)
             )
             db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
-        db.execute("DELETE FROM landed WHERE entry_id IN (SELECT entry_id FROM passed)")
         db.execute("COMMIT")
     finally:
         db.close()
 
 
-def _without(lacking: Iterator[Entry], db: sqlite3.Connection) -> Iterator[Entry]:
-    """Less what is passed over; both are in order."""
-    rows = db.execute("SELECT entry_id FROM passed ORDER BY 1")
-    passed = next(rows, None)
+def _begin(path: str, index: Index, known: Known) -> sqlite3.Connection:
+    db = scratch(path)
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.execute("PRAGMA cell_size_check=ON")
+    attach(db, index.path, "idx")
+    for table in (LANDED, LACKING, PASSED, LEDGER):
+        db.execute(table)
+    db.execute("INSERT INTO ledger VALUES (?)", (known.plan,))
+    return db
+
+
+def _take_kept(db: sqlite3.Connection, index: Index, known: Known, rules: Rules) -> None:
+    """Fill the table ``landed`` with what is kept. Raises OSError, sqlite3.Error."""
+    ledger = Ledger(known.ledger)
+    ledger.close()
+    if not ledger.algorithm:
+        return
+    attach(db, known.ledger, "ledger")
+    if known.touched:
+        attach(db, known.touched, "look")
+    else:
+        touched_now(known.ledger, known.root, db)
+    touched = "look.touched" if known.touched else "temp.touched"
+    Comparison(db, index, ledger, size_only=rules.size_only).take_equal(touched)
+
+
+def _but_of_size(
+    lacking: Iterator[Entry], walker: Walker, db: sqlite3.Connection
+) -> Iterator[Entry]:
+    """Less those that have a file of their size at their path; nobody knows what is in it."""
     for entry in lacking:
-        while passed is not None and passed[0] < entry.id:
-            passed = next(rows, None)
-        if passed is None or passed[0] != entry.id:
+        try:
+            parent, name = walker.split(entry.path)
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
             yield entry
+            continue
+        if not stat.S_ISREG(st.st_mode) or st.st_size != entry.size:
+            yield entry
+            continue
+        landed = (entry.id, b"", st.st_ino, st.st_ctime_ns)
+        db.execute("INSERT INTO landed VALUES (?, ?, ?, ?)", landed)
 
 
 def _at(walker: Walker, entry: Entry) -> tuple[int, int]:
@@ -134,10 +191,7 @@ def questions(survey_path: str, ledger_path: str, algorithm: str) -> Iterator[Qu
             "CREATE TEMP TABLE known (size INTEGER, mtime INTEGER, PRIMARY KEY (size, mtime)) "
             "WITHOUT ROWID"
         )
-        known = Ledger(ledger_path)
-        sizes = known.sizes() if known.algorithm == algorithm else ()
-        db.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", sizes)
-        known.close()
+        _note_known(db, ledger_path, algorithm)
         bounds = {"least": chunks.SMALLEST_FILE, "most": chunks.LARGEST_FILE}
         big = db.execute(_CHUNKS, bounds).fetchall()
         asked = {entry_id for entry_id, _ in big}
@@ -149,10 +203,26 @@ def questions(survey_path: str, ledger_path: str, algorithm: str) -> Iterator[Qu
         db.close()
 
 
+def _note_known(db: sqlite3.Connection, ledger_path: str, algorithm: str) -> None:
+    """Fill the table ``known`` from the ledger, as far as it can be read."""
+    ledger = Ledger(ledger_path)
+    ledger.close()
+    if ledger.algorithm != algorithm:
+        return
+    with contextlib.suppress(sqlite3.DatabaseError):
+        attach(db, ledger_path, "ledger")
+        db.execute(
+            "INSERT OR IGNORE INTO known SELECT o.size, o.mtime "
+            "FROM ledger.landed l CROSS JOIN ledger.entry o ON o.id = l.entry_id "
+            "WHERE o.size > 0 AND o.size IN (SELECT size FROM lacking)"
+        )
+
+
 class Survey:
     """A survey, read-only."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._db = connect(path, "ro")
 
     def lacking(self) -> Iterable[tuple[int, int]]:
@@ -161,11 +231,10 @@ class Survey:
 
     def copy_kept(self, into: sqlite3.Connection) -> None:
         """Put what is kept, and what is passed over, into the tables of another file."""
-        rows = self._db.execute("SELECT entry_id, digest, ino, ctime FROM landed")
-        into.executemany("INSERT INTO landed VALUES (?, ?, ?, ?)", rows)
-        passed, plans = "INSERT INTO passed VALUES (?)", "INSERT INTO ledger VALUES (?)"
-        into.executemany(passed, self._db.execute("SELECT entry_id FROM passed"))
-        into.executemany(plans, self._db.execute("SELECT plan FROM ledger"))
+        attach(into, self._path, "survey")
+        into.execute("INSERT INTO main.landed SELECT * FROM survey.landed")
+        into.execute("INSERT INTO main.passed SELECT * FROM survey.passed")
+        into.execute("INSERT INTO main.ledger SELECT * FROM survey.ledger")
 
     def close(self) -> None:
         """Close the file."""

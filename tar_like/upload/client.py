@@ -180,6 +180,7 @@ class Client:
         *,
         ask: bool = False,
         checksum: bool = False,
+        look: str = "",
     ) -> Status:
         """Have the plan made, and these rules hold; with questions before (``ask``), if any."""
         wanted = {
@@ -187,6 +188,7 @@ class Client:
             "rules": (rules or Rules()).to_json(),
             "ask": ask,
             "checksum": checksum,
+            "look": look,
         }
         return self._status("POST", transfer_id, "/plan", json=wanted)
 

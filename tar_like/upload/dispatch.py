@@ -56,6 +56,8 @@ class UploadOptions:
     """What may be done with names that are at the destination already."""
     checksum: bool = False
     """Have the receiver believe no fingerprint: it reads every file that may be kept."""
+    look: str = ""
+    """The token of the look that the receiver took meanwhile, if any."""
     s3: S3Settings | None = None
     """How to reach a bucket; without it, as the settings of the sending host say."""
 

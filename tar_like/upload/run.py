@@ -203,7 +203,12 @@ class Upload:
     def _ask_for_plan(self, client: Client, index: Index) -> Status:
         options = self._options
         return client.negotiate(
-            index.id, options.block_size, options.rules, ask=True, checksum=options.checksum
+            index.id,
+            options.block_size,
+            options.rules,
+            ask=True,
+            checksum=options.checksum,
+            look=options.look,
         )
 
     def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:

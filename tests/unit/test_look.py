@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tar_like.errors import NotFound
 from tar_like.index import Recorded
 from tar_like.proxy.look import Seen, last_index, read_look, run_look
 from tar_like.proxy.place import Destination
+from tar_like.proxy.planning import Planning, Wish
 from tar_like.proxy.transfers import Transfers
 from tar_like.rules import Rules
 from tar_like.source import Wanted
@@ -76,9 +78,8 @@ TOUCHES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("touch", sorted(TOUCHES))
 def test_what_was_touched_is_seen(source: Path, dest: Path, touch: str) -> None:
-    assert look(dest) == Seen(
-        index=last_index(Destination(str(dest))), ledger=look(dest).ledger, same=True
-    )
+    index = last_index(Destination(str(dest)))
+    assert look(dest) == Seen(index=index, ledger=look(dest).ledger, same=True, files=True)
     name, change = TOUCHES[touch]
     change(dest / name)
     assert not look(dest).same
@@ -141,6 +142,71 @@ def test_what_was_seen_before_another_commit_is_no_answer(source: Path, dest: Pa
     (source / "new").unlink()
     with pytest.raises(NotFound):
         transfers.again(begun.index, begun.token, Rules())
+
+
+def changed(source: Path, dest: Path) -> set[str]:
+    """Change both; returns the names that are to be sent."""
+    (source / "aaa").write_text("new, before all others")
+    (source / "d/e/another").write_text("new, in the middle")
+    (source / "d.txt").write_text("longer than it was")
+    (source / "d/more").write_text("new")
+    (source / "link").unlink()
+    os.utime(dest / "d/e/file", ns=(1, 1))
+    return {"aaa", "d/e/another", "d/name", "d/more", "d/e/file"}  # the first name of d.txt's file
+
+
+def planned(source: Path, dest: Path, token: str) -> set[str]:
+    """The names that a plan sends which is made by a look."""
+    job = Job(source, dest, algorithm="none", negotiate=False)
+    with Planning(job.destination, job.id) as planning:
+        planning.run(Wish(block_size=4096, look=token))
+    with closing(job.transfer.plan()) as plan:
+        return {piece.path.decode() for n in range(plan.block_count) for piece in plan.pieces(n)}
+
+
+@pytest.mark.parametrize("token", ["", TOKEN, "../looks/x", "0" * 16])
+def test_by_a_look_is_sent_what_would_be_without(source: Path, dest: Path, token: str) -> None:
+    names = changed(source, dest)
+    look(dest)
+    assert planned(source, dest, token) == names
+    assert sync(source, dest, algorithm="none") == {}
+    (source / "aaa").unlink()
+    (source / "d/after").unlink()
+    look(dest)
+    assert planned(source, dest, token) == set()
+    assert sync(source, dest, algorithm="none") == {}
+    assert look(dest).files
+
+
+def test_what_is_touched_after_the_look_is_named(source: Path, dest: Path) -> None:
+    (source / "new").write_text("new")
+    look(dest)
+    (dest / "d/after").write_text("AFTER")
+    assert planned(source, dest, TOKEN) == {"new"}
+    assert list(sync(source, dest, algorithm="none")) == ["d/after"]
+    assert (dest / "d/after").read_text() == "AFTER"
+    look(dest)
+    assert planned(source, dest, TOKEN) == {"d/after"}
+
+
+def test_a_look_at_what_another_commit_has_changed_is_not_believed(
+    source: Path, dest: Path
+) -> None:
+    look(dest)
+    (source / "new").write_text("new")
+    sync(source, dest, algorithm="none")
+    (dest / "d/after").write_text("AFTER")
+    (source / "newer").write_text("newer")
+    assert planned(source, dest, TOKEN) == {"newer", "d/after"}
+
+
+def test_a_look_that_was_killed_is_none(source: Path, dest: Path) -> None:
+    look(dest)
+    (dest / f".tar_like/looks/{TOKEN}.json").unlink()
+    assert planned(source, dest, TOKEN) == set()
+    (source / "new").write_text("new")
+    os.utime(dest / "d/after", ns=(1, 1))
+    assert planned(source, dest, TOKEN) == {"new", "d/after"}
 
 
 def test_a_recorded_scan_has_the_index_s_id_and_gives_the_same_names(
