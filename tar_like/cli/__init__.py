@@ -5,6 +5,17 @@
 Modules are imported by the command that needs them: ``--help`` answers at once.
 """
 
-from tar_like.cli.command import main
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a command that can say a word
+    from tar_like.cli.command import main as run
+
+    return run(argv)

@@ -51,18 +51,31 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
+class _Interrupt:
+    """Ends the command, as a handler of signals; what else fails then is only what follows."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    interrupt = _Interrupt()
     words = sys.argv[1:] if argv is None else list(argv)
     output = Output(json="--json" in words, quiet="-q" in words or "--quiet" in words)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
         return _run(words, output)
     except TarLikeError as error:
         output.error(str(error))
         return output.finish({}, error.exit_code)
     except KeyboardInterrupt:
-        output.error("Interrupted. Run the same command again to go on.")
-        return output.finish({}, INTERRUPTED)
+        return _interrupted(output)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,6 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"An SQLite file is damaged or cannot be used ({error}): make it again with -c."
         )
         return output.finish({}, FAILURE)
+    except Exception:
+        if not interrupt.seen:
+            raise
+        return _interrupted(output)
+
+
+def _interrupted(output: Output) -> int:
+    output.error("Interrupted. Run the same command again to go on.")
+    return output.finish({}, INTERRUPTED)
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
@@ -90,7 +112,6 @@ def _run(words: list[str], output: Output) -> int:
     if options.command is None:
         raise UsageError(f"Name a command: {', '.join(COMMANDS)} (see 'tar-like --help').")
     output.command = options.command
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: tidily
     _collect_rarely()
     return int(import_module(f"tar_like.cli.{options.command}").run(options, output))
 

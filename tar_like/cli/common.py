@@ -171,17 +171,21 @@ def first_interrupt(stop: Callable[[], None], output: Output) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) calls ``stop``; the second ends the run at once."""
 
     def handle(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        restore()
         output.error("Finishing the blocks in flight; Ctrl-C again stops at once.")
         stop()
 
-    before = signal.signal(signal.SIGINT, handle), signal.signal(signal.SIGTERM, handle)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        restore()
 
 
 def report_upload(summary: Any, output: Output) -> int:
