@@ -220,7 +220,7 @@ def test_ctrl_c_once_ends_with_130_and_can_be_resumed(
     with Proxy(dst) as proxy:
         url = proxy.url
         options = ("-b", src, "-db", db, "-u", url) if command == "upload" else (src, url)
-        with Job(command, *options, "-s", BLOCK, "-p", 2) as job:
+        with Job(command, *options, "-s", BLOCK, "-p", 2, "--limit", "4M") as job:
             if command == "upload":
                 met_at(job, proxy, transfer, dice.uniform(0.05, 0.5))
             else:
