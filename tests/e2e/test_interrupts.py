@@ -17,7 +17,7 @@ from tests.trees import build
         "cli/command",
         "config",
         "cli/output",
-        "cli/index",
+        "cli/common",
         "cli/sync",
         "source/hashing",
         "plan/build",
