@@ -41,9 +41,11 @@ from tar_like.errors import (
 )
 from tar_like.proxy import problem
 from tar_like.proxy.access import Access, Guard
+from tar_like.proxy.intake import map_write_error
+from tar_like.proxy.offer import offer
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.staging import mapped
-from tar_like.proxy.transfer import Transfer, map_write_error, offer
+from tar_like.proxy.transfer import Transfer
 from tar_like.proxy.transfers import Transfers
 from tar_like.rules import Rules
 from tar_like.wire import (

@@ -35,6 +35,7 @@ from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.deletion import Deletion, reason_to_hold
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
+from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
 from tar_like.proxy.outcome import Outcome, attempt
@@ -43,7 +44,6 @@ from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.seal import broken, text_of
 from tar_like.proxy.snapshot import Snapshot, base_of
-from tar_like.proxy.transfer import begin_anew
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Twin, read_back, units
 from tar_like.rules import Rules

@@ -1,6 +1,7 @@
 """One transfer, as one serving process sees it: its files below transfers/ID.
 
     offer > negotiate > receive blocks > (commit, in a process of its own)
+    (offer)  (planning)  (intake)         (commit)
 
 Every answer comes from files, so any process on any host gives the same one. Thread-safe.
 """
@@ -8,42 +9,34 @@ Every answer comes from files, so any process on any host gives the same one. Th
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Iterator
 
-from tar_like import codec, digest
-from tar_like.codec import CHANGED
+from tar_like import codec
 from tar_like.dirfd import open_file
 from tar_like.errors import (
-    BlockInvalid,
     Conflict,
     IndexInvalid,
     NotFound,
     ReceiverFailed,
     TooLarge,
-    cause,
 )
-from tar_like.index import Index, validate
-from tar_like.layout import Extent
+from tar_like.index import Index
 from tar_like.plan import Plan
 from tar_like.plan.questions import Questions, check_answers
 from tar_like.proxy import room
 from tar_like.proxy.backup import check_backup
-from tar_like.proxy.doubt import distrust
-from tar_like.proxy.folding import check_names, folding
+from tar_like.proxy.furnish import begin_anew
+from tar_like.proxy.intake import Block, Intake
 from tar_like.proxy.kept import bytes_of_twins
-from tar_like.proxy.look import reopened
-from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held, touch
+from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.planning import Planning, Wish, questions_open
-from tar_like.proxy.receipts import NO_PIECE, Omitted, ReceiptLog, Receipts
+from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.rehearsal import write_rehearsal
-from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Snapshot
-from tar_like.proxy.staging import Staging, mapped
+from tar_like.proxy.staging import Staging
 from tar_like.proxy.verified import Verified
 from tar_like.rules import RULES, Rules
 from tar_like.source.filters import make_filter
@@ -78,9 +71,7 @@ class Transfer:
         self._verified = Verified(self.path)
         self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self.path, "receipts"))
-        self._log: ReceiptLog | None = None
-        self._last_checkpoint = time.monotonic()
-        self._unsynced = 0
+        self._intake = Intake(destination, self.path, self._staging, self._receipts)
 
     @property
     def alive(self) -> bool:
@@ -344,29 +335,18 @@ class Transfer:
         """
         with self._lock_plan() as plan:
             extents = plan.extents(block_no)
-        decoded = codec.decode(body, [extent.stop - extent.start for extent in extents])
-        pieces = list(_pieces(extents, decoded))
-        digests = _digests(pieces, decoded.omissions)
-        if digest.of_block(digests) != claimed:
-            raise BlockInvalid("The block's bytes do not have the digest it claims.")
+        block = Block.decode(block_no, extents, body, claimed)
         with self._in_use(shared=True):
-            self._receipts.refresh()
-            known = self._receipts.digests(block_no)
-            if claimed in known or self.verified:
-                return False
-            if known:
-                self._conflict(block_no, pieces, digests)
-            for extent, data in pieces:
-                if data is not None:
-                    self._staging.write(extent.entry_id, data, extent.start)
-            epoch = self._receipts.epoch(block_no)
-            omitted = [
-                Omitted(block_no, epoch, extents[piece].entry_id, extents[piece].start, reason)
-                for piece, reason in decoded.omissions
-            ]
-            self._own_log().add_block(block_no, epoch, claimed, omitted)
-        self._unsynced += len(decoded.raw)
-        return True
+            return not self.verified and self._intake.take(block)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether enough time or bytes passed since the last checkpoint."""
+        return self._intake.checkpoint_due
+
+    def checkpoint(self) -> None:
+        """Make this process's receipts durable: intake.Intake.checkpoint."""
+        self._intake.checkpoint()
 
     @contextlib.contextmanager
     def _in_use(self, *, shared: bool = False) -> Iterator[None]:
@@ -383,84 +363,6 @@ class Transfer:
                 raise NotFound(_GONE)
             yield
 
-    def _conflict(
-        self, block_no: int, pieces: list[tuple[Extent, memoryview | None]], digests: list[bytes]
-    ) -> None:
-        """Mark the files whose bytes differ from those that arrived first."""
-        changed = [
-            extent.entry_id
-            for (extent, _), piece_digest in zip(pieces, digests, strict=True)
-            if self._staged_digest(extent) != piece_digest
-        ]
-        if changed:
-            epoch = self._receipts.epoch(block_no)
-            self._own_log().omit(
-                [Omitted(block_no, epoch, one, NO_PIECE, CHANGED) for one in changed]
-            )
-        raise Conflict(
-            f"Block {block_no} arrived before with other bytes: "
-            f"{len(changed)} source files have changed since."
-        )
-
-    def _staged_digest(self, extent: Extent) -> bytes:
-        try:
-            fd = self._staging.open(extent.entry_id)
-        except FileNotFoundError:
-            return b""
-        try:
-            return digest.of_piece(os.pread(fd, extent.stop - extent.start, extent.start))
-        finally:
-            os.close(fd)
-
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether enough time or bytes passed since the last checkpoint."""
-        lasts = self._destination.durability.lasts
-        if self._log is None or not lasts or not self._log.dirty:
-            return False
-        waited = time.monotonic() - self._last_checkpoint
-        return waited >= CHECKPOINT_SECONDS or self._unsynced >= CHECKPOINT_BYTES
-
-    def checkpoint(self) -> None:
-        """Make this process's receipts durable: data first, then the record.
-
-        Raises ReceiverFailed when a sync fails: what it would have covered is forgotten then;
-        NoSpace when there is no room for the record.
-        """
-        log = self._log
-        if log is None or not self._destination.durability.lasts:
-            return
-        self._last_checkpoint = time.monotonic()
-        self._unsynced = 0
-        mark = log.mark()
-        try:
-            self._destination.durability.filesystem(self._staging.fd)
-        except OSError as error:
-            self._distrust(log)
-            raise ReceiverFailed(
-                f"The destination cannot be synced ({cause(error)}): blocks must be sent again."
-            ) from None
-        try:
-            log.checkpoint(mark)
-        except OSError as error:
-            raise map_write_error(error) from None
-
-    def _distrust(self, log: ReceiptLog) -> None:
-        try:
-            log.distrust()
-            distrust(self._destination)
-        except OSError as error:
-            raise ReceiverFailed(
-                f"The destination cannot be synced, and no record of that be made "
-                f"({cause(error)}): restart the receiver when its disk is well."
-            ) from None
-
-    def _own_log(self) -> ReceiptLog:
-        with self._lock:
-            if self._log is None:
-                self._log = ReceiptLog(os.path.join(self.path, "receipts"))
-            return self._log
-
     @contextlib.contextmanager
     def _lock_plan(self) -> Iterator[Plan]:
         plan = self.plan()
@@ -470,15 +372,14 @@ class Transfer:
     def close(self) -> None:
         """Close every file."""
         self._index.close()
+        self._intake.close()
         self._staging.close()
         if self._plan is not None:
             self._plan.close()
-        if self._log is not None:
-            self._log.close()
 
     def __del__(self) -> None:
         """Nobody has it any more: its files close now, not when SQLite's cycles are collected."""
-        if hasattr(self, "_receipts"):  # else it was never opened
+        if hasattr(self, "_intake"):  # else it was never opened
             self.close()
 
 
@@ -488,84 +389,6 @@ def _damaged(error: IndexInvalid) -> ReceiverFailed:
     return ReceiverFailed(f"The receiver's own records are damaged ({what.rstrip('.')}).")
 
 
-def offer(destination: Destination, transfer_id: str, folder: str) -> None:
-    """Take up an index that was written to ``folder/index.db``: validate, then publish.
-
-    Raises IndexInvalid (nothing is kept then), OSError.
-    """
-    path = os.path.join(folder, "index.db")
-    validate(path, transfer_id)
-    fold = folding(folder)
-    if fold is not None:
-        with Index(path) as index:
-            check_names(index, fold)
-    _open(destination, transfer_id, folder)
-
-
-def reopen(destination: Destination, transfer_id: str) -> None:
-    """Open a transfer of the index of the last commit, which was validated once.
-
-    Raises OSError, sqlite3.Error, IndexInvalid.
-    """
-    folder = destination.temporary()
-    try:
-        reopened(destination, folder)
-        _open(destination, transfer_id, folder)
-    finally:
-        destination.discard(folder)
-
-
-def _open(destination: Destination, transfer_id: str, folder: str) -> None:
-    _furnish(destination, folder, Rules())
-    final = destination.transfer(transfer_id)
-    if _publish(destination, folder, final):
-        return
-    try:  # another was first with the same index
-        Transfer(destination, transfer_id).close()
-        destination.mark(transfer_id)
-    except NotFound:
-        destination.discard(final)
-        _publish(destination, folder, final)
-
-
-def _publish(destination: Destination, folder: str, final: str) -> bool:
-    """Whether there was none. Raises OSError."""
-    try:
-        destination.durability.publish(folder, final)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-def _furnish(destination: Destination, folder: str, rules: Rules) -> None:
-    """Put beside an index what an open transfer has."""
-    for name in ("stage", "receipts"):
-        os.mkdir(os.path.join(folder, name), 0o700)
-    for name in (PLAN_LOCK, COMMIT_LOCK):
-        touch(os.path.join(folder, name))
-    rules.write(folder)
-    index = os.path.join(folder, "index.db")
-    for path in (index, os.path.join(folder, RULES), seal(index)):
-        destination.durability.file(path)
-    with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
-        room.write(b" " * 4096)  # so that a commit can say that the disk is full
-
-
-def begin_anew(destination: Destination, transfer_id: str, rules: Rules) -> None:
-    """Forget all of a transfer but its index: it is ``open`` again, to be planned by these rules.
-
-    For whoever holds its locks. A crash between the two renames leaves it unknown. Raises OSError.
-    """
-    path = destination.transfer(transfer_id)
-    folder = destination.temporary()
-    os.link(os.path.join(path, "index.db"), os.path.join(folder, "index.db"))
-    _furnish(destination, folder, rules)
-    destination.discard(path)
-    destination.durability.publish(folder, path)
-
-
 def read_progress(path: str) -> int:
     """How many entries a running commit has dealt with."""
     try:
@@ -573,36 +396,3 @@ def read_progress(path: str) -> int:
             return int(file.read() or b"0")
     except (OSError, ValueError):
         return 0
-
-
-def _pieces(
-    extents: list[Extent], decoded: codec.Body
-) -> Iterator[tuple[Extent, memoryview | None]]:
-    """Each piece with its bytes; None for one that is omitted."""
-    omitted = {omission.piece for omission in decoded.omissions}
-    position = 0
-    for number, extent in enumerate(extents):
-        if number in omitted:
-            yield extent, None
-            continue
-        end = position + extent.stop - extent.start
-        yield extent, decoded.raw[position:end]
-        position = end
-
-
-def _digests(
-    pieces: list[tuple[Extent, memoryview | None]], omissions: tuple[codec.Omission, ...]
-) -> list[bytes]:
-    reasons = dict(omissions)
-    return [
-        digest.of_omission(reasons[number]) if data is None else digest.of_piece(data)
-        for number, (_, data) in enumerate(pieces)
-    ]
-
-
-def map_write_error(error: OSError) -> Exception:
-    """An error while writing as one that the sender understands."""
-    known = mapped(error)
-    if known is not error:
-        return known
-    return ReceiverFailed(f"The destination cannot be written: {cause(error)}.")

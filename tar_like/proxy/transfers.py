@@ -11,9 +11,10 @@ from typing import Protocol
 
 from tar_like.errors import Conflict, NotFound, TarLikeError
 from tar_like.proxy import commit, look
+from tar_like.proxy.offer import reopen
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish, read_outcome
-from tar_like.proxy.transfer import Transfer, reopen
+from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 from tar_like.wire import LOOKING, OPEN, Look, Status, bitmap
 

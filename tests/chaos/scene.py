@@ -29,7 +29,7 @@ from typing import Any, Self, TypeVar
 from tar_like.index import BuildOptions, Index, build_index
 from tar_like.plan import Plan
 from tar_like.process import die_with_parent
-from tar_like.proxy import server, transfer
+from tar_like.proxy import intake, server
 from tar_like.proxy.server import ServerOptions
 from tar_like.proxy.staging import Staging
 from tar_like.source.folder import FolderSource
@@ -181,7 +181,7 @@ def checkpoints_every(seconds: float) -> None:
     """In this process and its forks."""
     from tar_like.proxy import app
 
-    transfer.CHECKPOINT_SECONDS = seconds
+    intake.CHECKPOINT_SECONDS = seconds
     app.CHECKPOINT_POLL = seconds / 2
 
 

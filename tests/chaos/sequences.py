@@ -41,9 +41,10 @@ from tar_like.plan import Plan
 from tar_like.proxy import durable, ledger, receipts, verified
 from tar_like.proxy.commit import run_commit
 from tar_like.proxy.expire import expire
+from tar_like.proxy.offer import offer
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import Receipts
-from tar_like.proxy.transfer import Transfer, offer
+from tar_like.proxy.transfer import Transfer
 from tar_like.proxy.transfers import Transfers
 from tar_like.source.folder import FolderSource
 from tar_like.upload.block import BlockMaker, Compressor
@@ -319,7 +320,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=PROXIES)
     @precondition(lambda self: self.offered)
     def fail_to_sync(self, which: int) -> None:
-        live = [one for one in self.proxies[which]._open.values() if one.alive and one._log]
+        live = [one for one in self.proxies[which]._open.values() if one.alive and one._intake._log]
         if not live:
             return
         self.counted["fail_to_sync"] += 1

@@ -18,8 +18,9 @@ from pathlib import Path
 from tar_like.index import BuildOptions, build_index
 from tar_like.proxy.commit import Outcome, read_outcome, run_commit
 from tar_like.proxy.durable import FULL, Durability
+from tar_like.proxy.offer import offer
 from tar_like.proxy.place import Destination
-from tar_like.proxy.transfer import Transfer, offer
+from tar_like.proxy.transfer import Transfer
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
 from tar_like.upload.block import BlockMaker, Compressor

@@ -9,7 +9,7 @@ import pytest
 
 from tar_like.errors import IndexInvalid
 from tar_like.index import Index
-from tar_like.proxy import folding, transfer
+from tar_like.proxy import folding, offer
 from tests.unit.indexes import file, folder, root, symlink, write
 from tests.unit.receiver import Job
 
@@ -74,7 +74,7 @@ def test_such_a_tree_is_refused_whole(work: Path, monkeypatch: pytest.MonkeyPatc
         (work / "src" / name).write_text(name)
     fold = folds(monkeypatch, case=True, form=False)
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "folding", lambda _: fold)
+        patch.setattr(offer, "folding", lambda _: fold)
         with pytest.raises(IndexInvalid, match="A and a are one name"):
             Job(work / "src", work / "dst")
     assert os.listdir(work / "dst") == [".tar_like"]

@@ -1,0 +1,69 @@
+"""An offer: an index becomes a transfer.
+
+folder/index.db > validate > furnish > transfers/ID
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tar_like.errors import NotFound
+from tar_like.index import Index, validate
+from tar_like.proxy.folding import check_names, folding
+from tar_like.proxy.furnish import furnish
+from tar_like.proxy.look import reopened
+from tar_like.proxy.place import Destination
+from tar_like.proxy.transfer import Transfer
+from tar_like.rules import Rules
+
+
+def offer(destination: Destination, transfer_id: str, folder: str) -> None:
+    """Take up an index that was written to ``folder/index.db``: validate, then publish.
+
+    Raises IndexInvalid (nothing is kept then), OSError.
+    """
+    path = os.path.join(folder, "index.db")
+    validate(path, transfer_id)
+    fold = folding(folder)
+    if fold is not None:
+        with Index(path) as index:
+            check_names(index, fold)
+    _open(destination, transfer_id, folder)
+
+
+def reopen(destination: Destination, transfer_id: str) -> None:
+    """Open a transfer of the index of the last commit, which was validated once.
+
+    Raises OSError, sqlite3.Error, IndexInvalid.
+    """
+    folder = destination.temporary()
+    try:
+        reopened(destination, folder)
+        _open(destination, transfer_id, folder)
+    finally:
+        destination.discard(folder)
+
+
+def _open(destination: Destination, transfer_id: str, folder: str) -> None:
+    furnish(destination, folder, Rules())
+    final = destination.transfer(transfer_id)
+    if _publish(destination, folder, final):
+        return
+    try:  # another was first with the same index
+        Transfer(destination, transfer_id).close()
+        destination.mark(transfer_id)
+    except NotFound:
+        destination.discard(final)
+        _publish(destination, folder, final)
+
+
+def _publish(destination: Destination, folder: str, final: str) -> bool:
+    """Whether there was none. Raises OSError."""
+    try:
+        destination.durability.publish(folder, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
