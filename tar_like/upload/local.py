@@ -36,7 +36,7 @@ class LocalDispatcher:
         self._pool = Pool(make, self._options.processes)
         if self._stopped:
             self._pool.stop()
-        for outcome in self._pool.send(sending.missing, len(sending.missing)):
+        for outcome in self._pool.send(sending.missing):
             if not outcome.error:
                 progress.advance(outcome.raw)
             yield outcome

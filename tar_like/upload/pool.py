@@ -1,6 +1,6 @@
 """Sending block ranges on local processes.
 
-    parent: missing blocks > ranges, large first > whichever process is free
+    parent: missing blocks > a stretch for each process > ranges of it, large first
     child:  RangeSender.send > one message a block
 
 A child that dies has its range given to another; three deaths in a row end the run.
@@ -12,7 +12,8 @@ import contextlib
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -40,16 +41,17 @@ class Pool:
         self._deaths = 0
         self._stopped = False
 
-    def send(self, missing: Iterable[int], count: int) -> Iterator[BlockOutcome]:
-        """Send ``count`` missing blocks; outcomes as they come. Ends early after ``stop``.
+    def send(self, missing: Sequence[int]) -> Iterator[BlockOutcome]:
+        """Send missing blocks; outcomes as they come. Ends early after ``stop``.
 
         Raises TarLikeError when processes keep dying.
         """
-        work = _Work(missing, count, self._processes)
-        for number in range(min(self._processes, max(1, count))):
+        processes = min(self._processes, max(1, len(missing)))
+        work = _Work(missing, processes)
+        for number in range(processes):
             self._start(number)
         for connection, child in self._children.items():
-            child.give(connection, work.next())
+            child.give(connection, work.next(child.number))
         try:
             while any(child.busy for child in self._children.values()):
                 for connection in cast(list[Connection], wait(list(self._children))):
@@ -73,7 +75,7 @@ class Pool:
         if message is None:  # the range is done
             child.blocks, child.busy = [], False
             if not self._stopped:
-                child.give(connection, work.next())
+                child.give(connection, work.next(child.number))
             return
         self._deaths = 0
         child.blocks = [block for block in child.blocks if block != message.block_no]
@@ -92,7 +94,7 @@ class Pool:
         work.give_back(child.blocks)
         if not self._stopped:
             new = self._start(child.number)
-            self._children[new].give(new, work.next())
+            self._children[new].give(new, work.next(child.number))
 
     def _start(self, number: int) -> Connection:
         ours, theirs = self._context.Pipe()
@@ -140,22 +142,30 @@ def _tell(connection: Connection, blocks: list[int]) -> None:
 
 
 class _Work:
-    """Missing blocks, cut into ranges: large ones first, so that all end together."""
+    """Missing blocks, each process's own stretch of them: two that write into one file wait for
+    each other. Ranges are cut off its front, large ones first, so that all end together; who is
+    done with a stretch takes over the second half of the longest.
+    """
 
-    def __init__(self, missing: Iterable[int], count: int, processes: int) -> None:
-        self._missing = iter(missing)
-        self._left = count
-        self._processes = processes
+    def __init__(self, missing: Sequence[int], processes: int) -> None:
+        self._missing = missing
+        cuts = [len(missing) * number // processes for number in range(processes + 1)]
+        self._own = [list(stretch) for stretch in pairwise(cuts)]
+        """Begin and end of each process's stretch."""
         self._returned: deque[list[int]] = deque()
 
-    def next(self) -> list[int]:
-        """The next range; empty when there is none."""
+    def next(self, number: int) -> list[int]:
+        """The next range of a process; empty when there is none."""
         if self._returned:
             return self._returned.popleft()
-        size = max(1, min(MAX_RANGE, self._left // (2 * self._processes)))
-        blocks = [block for _, block in zip(range(size), self._missing, strict=False)]
-        self._left -= len(blocks)
-        return blocks
+        own = self._own[number]
+        if own[0] == own[1]:
+            longest = max(self._own, key=lambda stretch: stretch[1] - stretch[0])
+            own[:] = sum(longest) // 2, longest[1]
+            longest[1] = own[0]
+        start, stop = own
+        own[0] = min(stop, start + max(1, min(MAX_RANGE, (stop - start) // 2)))
+        return list(self._missing[start : own[0]])
 
     def give_back(self, blocks: list[int]) -> None:
         """Blocks of a process that died."""

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -175,9 +176,25 @@ def pool_of(folder: Path, processes: int, deadly: dict[int, int]) -> Pool:
 @pytest.mark.parametrize("processes", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 300])
 def test_each_block_is_sent_once(tmp_path: Path, processes: int, count: int) -> None:
-    sent = [one.block_no for one in pool_of(tmp_path, processes, {}).send(range(count), count)]
+    sent = [one.block_no for one in pool_of(tmp_path, processes, {}).send(range(count))]
     assert sorted(sent) == list(range(count))
     assert len(os.listdir(tmp_path)) == count
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 300])
+def test_each_process_has_its_own_stretch_as_long_as_it_lasts(processes: int, count: int) -> None:
+    work = pool._Work(range(count), processes)
+    first = [work.next(number) for number in range(processes)]
+    assert all(blocks == list(range(blocks[0], blocks[-1] + 1)) for blocks in first if blocks)
+    if count > processes:
+        assert [blocks[0] for blocks in first] == [
+            count * number // processes for number in range(processes)
+        ]
+    rest = []
+    while blocks := work.next(processes - 1):  # the others are slow
+        rest.append(blocks)
+    assert sorted(chain(*first, *rest)) == list(range(count))
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -185,19 +202,19 @@ def test_the_range_of_a_process_that_is_killed_is_sent_by_another(
     tmp_path: Path, processes: int
 ) -> None:
     deadly = {0: 1, 7: 2, 8: 1, 50: 1, 99: 3}
-    numbers = [one.block_no for one in pool_of(tmp_path, processes, deadly).send(range(100), 100)]
+    numbers = [one.block_no for one in pool_of(tmp_path, processes, deadly).send(range(100))]
     assert sorted(numbers) == list(range(100))
     assert len(os.listdir(tmp_path)) == 100 + sum(deadly.values())
 
 
 def test_a_block_that_kills_every_process_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(TarLikeError, match="keep dying"):
-        list(pool_of(tmp_path, 1, {5: 99}).send(range(10), 10))
+        list(pool_of(tmp_path, 1, {5: 99}).send(range(10)))
     assert len(list(tmp_path.glob("5.*"))) == pool.MAX_DEATHS + 1
 
 
 def test_a_fatal_error_stops_all(tmp_path: Path) -> None:
-    outcomes = list(pool_of(tmp_path, 2, {3: -1}).send(range(10_000), 10_000))
+    outcomes = list(pool_of(tmp_path, 2, {3: -1}).send(range(10_000)))
     assert [one.block_no for one in outcomes if one.fatal] == [3]
     assert len(outcomes) < 5000
 
@@ -205,7 +222,7 @@ def test_a_fatal_error_stops_all(tmp_path: Path) -> None:
 def test_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
     made = pool_of(tmp_path, 2, {})
     sent = []
-    for outcome in made.send(range(10_000), 10_000):
+    for outcome in made.send(range(10_000)):
         sent.append(outcome.block_no)
         made.stop()
     assert 0 < len(sent) < 5000
@@ -214,7 +231,7 @@ def test_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
 
 def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     before = children()
-    outcomes = pool_of(tmp_path, 3, {}).send(range(10_000), 10_000)
+    outcomes = pool_of(tmp_path, 3, {}).send(range(10_000))
     next(outcomes)
     assert children() > before, "nothing was started: this test could not fail"
     outcomes.close()  # type: ignore[attr-defined]
