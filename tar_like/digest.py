@@ -88,6 +88,11 @@ def of_piece(data: Buffer) -> bytes:
     return blake3(data).digest()
 
 
+def piece_hasher() -> Hasher:
+    """A hasher that comes to ``of_piece``."""
+    return blake3()
+
+
 def of_omission(reason: int) -> bytes:
     """What stands for the digest of a piece that is omitted for this reason (1 to 255)."""
     return bytes(31) + bytes([reason])

@@ -30,6 +30,8 @@ from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
 
 UNIT = 64 << 20
+STEP = 256 << 10
+"""Bytes that are read at once to be hashed twice: a processor's own cache holds them."""
 _MISSING = b""
 """Stands for the digest of a piece that cannot be read: no block has it."""
 
@@ -217,16 +219,22 @@ class Verifier:
         for extent in extents:
             hash_gap(fd, hasher, position, extent.start)
             for piece in judge.cut(extent):
-                try:
-                    view = self._pread(fd, piece.start, piece.stop)
-                except OSError:  # a bad sector, say: its block comes again
-                    judge.piece(piece, _MISSING)
-                    continue
-                judge.piece(piece, digest.of_piece(view))
-                hasher.update(view)
+                judge.piece(piece, self._hash_piece(fd, hasher, piece.start, piece.stop))
             position = extent.stop
         hash_gap(fd, hasher, position, entry.size)
         return hasher.digest()
+
+    def _hash_piece(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> bytes:
+        """The digest of a piece, which is fed to its file's hasher too while it is at hand."""
+        own = digest.piece_hasher()
+        try:
+            for step in range(start, stop, STEP):
+                view = self._pread(fd, step, min(step + STEP, stop))
+                own.update(view)
+                hasher.update(view)
+        except OSError:  # a bad sector, say: its block comes again
+            return _MISSING
+        return own.digest()
 
     def _hash_local(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
         """Bytes that were put there from the destination's own content."""
