@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED
@@ -78,6 +80,22 @@ class NoConnection(Passing):
     """The store cannot be reached."""
 
 
+class Response(http.client.HTTPResponse):
+    """An answer."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._socket = sock
+
+    def gather(self, count: int) -> None:
+        """Have every read wait until so many bytes are there: fewer reads of more.
+
+        They must be still to come. 1 is as usual; so it stays where TLS cuts them into records.
+        """
+        if not isinstance(self._socket, ssl.SSLSocket):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+
 class Bucket:
     """One bucket, for this process alone."""
 
@@ -101,7 +119,7 @@ class Bucket:
     def ask(
         self, method: str, key: str, *, query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
-    ) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
+    ) -> Iterator[Response]:  # fmt: skip
         """A good answer (2xx), whose body may be read within the context.
 
         Raises Passing, Refused (for this request) or SourceUnusable (for all).
@@ -124,7 +142,7 @@ class Bucket:
 
     def _send(
         self, method: str, key: str, query: Sequence[tuple[str, str]], headers: dict[str, str]
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[http.client.HTTPConnection, Response]:
         path, text = self._path + quoted(key), query_text(query)
         if self._access.requester_pays:
             headers["x-amz-request-payer"] = "requester"
@@ -139,7 +157,7 @@ class Bucket:
             connection, used = self._connection()
             try:
                 connection.request(method, target, headers=headers)
-                return connection, connection.getresponse()
+                return connection, cast(Response, connection.getresponse())
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if not used:  # an idle connection may have been closed by the store meanwhile
@@ -162,6 +180,7 @@ class Bucket:
                 connection.set_tunnel(host, port)
         else:
             connection = http.client.HTTPConnection(*to, timeout=TIMEOUT)
+        connection.response_class = Response
         try:
             connection.connect()
         except ssl.SSLCertVerificationError as error:

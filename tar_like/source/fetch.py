@@ -2,14 +2,15 @@
 
     pieces > parts of at most 4 MiB > many at a time: ranged GET of the very version > compact
 
-A part that breaks off goes on where it broke. Nothing is padded: what cannot be had in full takes
-no room and is named, with a reason.
+A part that breaks off goes on where it broke, or a little before. Nothing is padded: what cannot be
+had in full takes no room and is named, with a reason.
 """
 
 from __future__ import annotations
 
 import http.client
 import re
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.errors import SourceUnusable, TarLikeError
 from tar_like.layout import Piece
-from tar_like.source.bucket import Bucket, NoConnection, Refused
+from tar_like.source.bucket import Bucket, NoConnection, Refused, Response
 from tar_like.source.contract import Reading
 from tar_like.source.retry import BROKEN, SERVER, Passing, retried
 
@@ -26,6 +27,12 @@ PART = 4 << 20
 PINS = 4096
 GAIN = 64 << 10
 """So many bytes of a part are worth counting its attempts anew."""
+STRETCH = 512 << 10
+"""Bytes of a part that count as had, should it break off after them."""
+GATHER = 256 << 10
+"""Bytes to wait for before they are read."""
+SLOW = 1 << 20
+"""Bytes a second. What comes slower is read as it comes: a wait for more could last too long."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -217,9 +224,7 @@ class Fetcher:
             self._check_version(part, response)
             _check_range(part, response)
             try:
-                while part.into and (got := response.readinto(part.into)):
-                    part.start += got
-                    part.into = part.into[got:]
+                _take(part, response)
                 if not response.isclosed() and not part.into and response.read(1):
                     raise Passing(BROKEN, "The answer is longer than it says.")
             except (OSError, http.client.HTTPException):
@@ -250,6 +255,21 @@ class Fetcher:
                 self._pins.pop(next(iter(self._pins)), None)
             if self._pins.setdefault(piece.path, found) != found:
                 raise _changed()
+
+
+def _take(part: _Part, response: Response) -> None:
+    """Read a body to its end, or to the part's; in few large reads as long as it comes fast."""
+    fast = False
+    while part.into:
+        gather = fast and len(part.into) > STRETCH + 2 * GATHER
+        response.gather(GATHER if gather else 1)
+        began = time.monotonic()
+        got = response.readinto(part.into[:STRETCH] if gather or not fast else part.into)
+        if not got:
+            return
+        part.start += got
+        part.into = part.into[got:]
+        fast = (time.monotonic() - began) * SLOW < got
 
 
 def _changed() -> Refused:

@@ -34,14 +34,14 @@ class Rule:
     """A fault for the requests it fits."""
 
     kind: str
-    """reset, truncate, longer, shorter, slow_down, denied, broken, deaf (to If-Match), whole (deaf
-    to Range), say (what is in ``says``) or pass."""
+    """reset, truncate, stall, longer, shorter, slow_down, denied, broken, deaf (to If-Match), whole
+    (deaf to Range), say (what is in ``says``) or pass."""
     key: str = ""
     """Part of the request's target."""
     method: str = "GET"
     times: int = 10**9
     after: int = 0
-    """Bytes of the body that pass before a reset or truncation."""
+    """Bytes of the body that pass before a reset, truncation or stall."""
     seconds: float = 0.0
     call: Callable[[], None] | None = None
     """Done before the request is passed on: the store changes, say."""
@@ -193,11 +193,13 @@ async def _pass_on(
     if kind in ("longer", "shorter"):
         length = len(body) + (7 if kind == "longer" else -7)
         head = re.sub(rb"(?i)(content-length: )\d+", rb"\g<1>%d" % length, head)
-    if kind in ("reset", "truncate"):
+    if kind in ("reset", "truncate", "stall"):
         assert rule is not None
         body = body[: rule.after]
     writer.write(head + b"\r\n\r\n" + body)
     await writer.drain()
+    if kind == "stall":
+        await asyncio.Event().wait()
     if kind == "reset":
         connection: socket.socket = writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

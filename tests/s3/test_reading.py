@@ -12,7 +12,7 @@ from tar_like.codec import REASONS
 from tar_like.errors import SourceUnusable
 from tar_like.layout import FILE, Piece
 from tar_like.source import Found, Source, Wanted, bucket
-from tar_like.source.fetch import PART
+from tar_like.source.fetch import PART, STRETCH
 from tar_like.source.retry import SERVER, THROTTLED, Kind
 from tar_like.upload.block import BlockMaker, Compressor
 from tests.e2e.harness import wait_for
@@ -80,6 +80,25 @@ def test_only_the_rest_is_asked_for_again(s3: Store) -> None:
     assert [one["range"] for one in asked] == ["bytes=0-8999", "bytes=5000-8999"]
     etag = f'"{wanted[0].token.decode()}"'
     assert [one["if-match"] for one in asked] == [etag, etag]
+    source.close()
+
+
+def test_what_came_before_a_silence_is_not_asked_for_again(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(s3, {b"large": LARGE})
+    source = s3.source()
+    wanted = [*whole(source).values()]
+    monkeypatch.setattr(bucket, "TIMEOUT", 2.0)
+    source.close()  # connections are made with the timeout that holds then
+    after = 5 * STRETCH + 1000
+    s3.proxy.rules.append(rule := Rule("stall", key="/tree/large", after=after, times=1))
+    assert read(source, wanted) == (LARGE, {})
+    assert rule.hits == 1
+    asked = [one.headers["range"] for one in s3.proxy.seen if "range" in one.headers]
+    starts = {int(one.removeprefix("bytes=").partition("-")[0]) for one in asked}
+    (again,) = starts - {0, PART, 2 * PART}
+    assert after - STRETCH <= again % PART <= after
     source.close()
 
 
