@@ -285,9 +285,12 @@ class _Supervisor:
         import tar_like.proxy.serving  # noqa: F401 imported once, before the forks
 
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, AT_ONCE):
-            if signal.getsignal(number) != signal.SIG_IGN:  # the terminal's Ctrl-C is our parent's
-                signal.signal(number, self._stop)
+        # A shell without job control has SIGINT and SIGQUIT ignored by what it starts behind it.
+        # Only the first may stay so: the terminal's Ctrl-C is our parent's.
+        for number in (signal.SIGTERM, AT_ONCE):
+            signal.signal(number, self._stop)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for one in self._sockets:
             self._start_server(one)

@@ -260,6 +260,14 @@ def test_ctrl_c_of_a_sync_to_a_folder_ends_its_receiver_too(work: Path, src: Pat
     assert_same(src, dst)
 
 
+def test_a_sync_that_a_script_runs_in_the_background_ends(work: Path, src: Path) -> None:
+    """A shell without job control starts it with SIGINT and SIGQUIT ignored."""
+    dst = work / "dst"
+    with Job("sync", src, dst, prefix=("env", "--ignore-signal=INT,QUIT")) as job:
+        job.end().verify(0)
+    assert_same(src, dst)
+
+
 def test_sigterm_of_a_proxy_in_the_middle_keeps_the_receipts(
     work: Path, src: Path, dice: random.Random
 ) -> None:
