@@ -4,6 +4,8 @@
         for index, index again, sync: run it, sampling every process of its session
     print peak VmHWM and PSS by role, the slope between sizes, and the line drawn to ten million
 
+With --s3 the entries are keys of a bucket that bench.store makes up, read over HTTP.
+
 Not guaranteed: a process that lives shorter than one sampling interval is not seen.
 """
 
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ from bench.command import BenchError, kill_group, remove_tree, spawn
 from bench.machine import machine_line
 from bench.measure import say
 from bench.report import write_between
+from bench.s3 import KEYS, server
 from bench.tools import tar_like_argv
 
 MIB = 1 << 20
@@ -132,11 +136,13 @@ def _make_file(folder: int, number: int) -> None:
     os.close(file)
 
 
-def watch(argv: list[str], *, timeout: float) -> tuple[float, dict[str, Peak]]:
+def watch(
+    argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None
+) -> tuple[float, dict[str, Peak]]:
     """Run `argv`; its wall seconds and its peaks by role. Raises BenchError."""
     with tempfile.TemporaryFile() as output:
         started = time.monotonic()
-        process = spawn(argv, stdout=output, stderr=output)
+        process = spawn(argv, stdout=output, stderr=output, env=env)
         sampler = Sampler(process.pid)
         try:
             code = _sample_until_end(process, sampler, deadline=started + timeout)
@@ -171,23 +177,44 @@ class Run:
 
 def measure(entries: int, folder: Path, *, timeout: float) -> list[Run]:
     """Index, index again and sync a tree of `entries`, made below `folder` and removed."""
-    source, dest, db = folder / "source", folder / "dest", folder / "db"
+    source = folder / "source"
     source.mkdir()
-    dest.mkdir()
     say(f"{entries:,} entries: making the tree")
     make_tree(source, entries)
-    index = [*_tool(), "index", "-b", str(source), "-db", str(db), "-q"]
-    steps = {"index": index, "index again": index}
-    steps["sync"] = [*_tool(), "sync", str(source), str(dest), "-q"]
+    return steps(str(source), entries, folder, timeout=timeout)
+
+
+def measure_s3(entries: int, folder: Path, *, timeout: float) -> list[Run]:
+    """The same with a bucket of so many keys."""
+    say(f"{entries:,} keys")
+    with server("--keys", str(entries), "made") as port:
+        env = {**KEYS, "TARLIKE_S3_ENDPOINT": f"http://127.0.0.1:{port}"}
+        return steps("s3://made", entries, folder, timeout=timeout, env=env)
+
+
+def steps(
+    source: str, entries: int, folder: Path, *, timeout: float,
+    env: Mapping[str, str] | None = None,
+) -> list[Run]:  # fmt: skip
+    """What is measured, one after the other."""
+    dest, db = folder / "dest", folder / "db"
+    dest.mkdir()
+    index = [*_tool(), "index", "-b", source, "-db", str(db), "-q"]
+    commands = {"index": index, "index again": index}
+    commands["sync"] = [*_tool(), "sync", source, str(dest), "-q"]
     runs = []
-    for step, argv in steps.items():
-        seconds, peaks = watch(argv, timeout=timeout)
+    for step, argv in commands.items():
+        seconds, peaks = watch(argv, timeout=timeout, env=env)
         say(f"  {step}: {seconds:.1f} s, highest {_mib(max(p.hwm for p in peaks.values()))} MiB")
         runs.append(Run(step, entries, seconds, peaks))
     return runs
 
 
 def _tool() -> list[str]:
+    return ["env", "-u", "AWS_CA_BUNDLE", *_command()]
+
+
+def _command() -> list[str]:
     return [part.replace("{{", "{").replace("}}", "}") for part in tar_like_argv()]
 
 
@@ -226,6 +253,7 @@ def _mib(size: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--tmpfs", default="/dev/shm", help="folder on a tmpfs")
+    parser.add_argument("--s3", action="store_true", help="keys of a bucket, instead of files")
     parser.add_argument("--entries", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one command")
     parser.add_argument("--write", action="store_true", help="put the table in docs/benchmarks.md")
@@ -240,18 +268,20 @@ def main() -> int:
     text = (
         f"{table(runs, sizes)}\n\nMiB; target: {TARGET // MIB} MiB in any process, with the line "
         f"through the sizes drawn to {FAR:,} entries.\n{machine_line()}.\n\n"
-        f"Repeat with `python -m bench.memory --entries {' '.join(map(str, sizes))}`."
+        f"Repeat with `python -m bench.memory {'--s3 ' * options.s3}--entries "
+        f"{' '.join(map(str, sizes))}`."
     )
     print(text)
     if options.write:
-        write_between(DOCUMENT, "bench-memory", text)
+        write_between(DOCUMENT, "bench-memory-s3" if options.s3 else "bench-memory", text)
     return 0
 
 
 def in_own_folder(entries: int, options: argparse.Namespace) -> list[Run]:
     folder = Path(tempfile.mkdtemp(prefix="bench-memory-", dir=options.tmpfs))
     try:
-        return measure(entries, folder, timeout=options.timeout)
+        work = measure_s3 if options.s3 else measure
+        return work(entries, folder, timeout=options.timeout)
     finally:
         remove_tree(folder)
 

@@ -1,6 +1,7 @@
 """An S3 server for the benchmark: the objects are the files below a folder, read only.
 
     python -m bench.store FOLDER PORT            folder/bucket/key
+    python -m bench.store --keys 1000000 made PORT      a bucket of so many keys that are nowhere
     python -m bench.store --delay 0.02 UPSTREAM_PORT PORT
 
 It does what clients that copy need (ListObjectsV2, HEAD, ranged GET) and as little as possible
@@ -18,81 +19,150 @@ import os
 import re
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, quote, unquote
 from xml.sax.saxutils import escape
 
 PAGE = 1000
 SMALL = 256 << 10
 PIPE = 1 << 20
+PER_FOLDER = 1000
+SMALL_EVERY = 10
+MADE = 1_700_000_000 * 10**9
 _RANGE = re.compile(rb"(?i)\r\nrange: bytes=(\d+)-(\d*)\r\n")
 
 
-class Objects:
-    """What is there, looked at once."""
+class Stored(NamedTuple):
+    """An object."""
+
+    size: int
+    modified: int
+    """Nanoseconds since 1970."""
+
+    @property
+    def etag(self) -> str:
+        """Not an MD5, and not taken for one: it has a part count."""
+        return f"{self.modified & (1 << 64) - 1:016x}{self.size:016x}-9"
+
+
+class Objects(Protocol):
+    """What a store has."""
+
+    buckets: Mapping[str, Sequence[str]]
+    """Their keys, sorted."""
+
+    def find(self, path: str) -> Stored | None:
+        """The object at /bucket/key."""
+
+    def open(self, path: str) -> int:
+        """A readable fd of it."""
+
+
+class Folder:
+    """Files below a folder, looked at once."""
 
     def __init__(self, folder: str) -> None:
-        self.buckets: dict[str, list[str]] = {}
-        self.stats: dict[str, os.stat_result] = {}
-        self.folder = folder
+        self.buckets: dict[str, Sequence[str]] = {}
+        self._found: dict[str, Stored] = {}
+        self._folder = folder
         for bucket in os.listdir(folder):
             root = os.path.join(folder, bucket)
             keys = []
             for parent, _, names in os.walk(root):
                 for name in names:
                     path = os.path.join(parent, name)
-                    self.stats[f"/{bucket}/{os.path.relpath(path, root)}"] = os.stat(path)
-                    keys.append(os.path.relpath(path, root))
+                    key, st = os.path.relpath(path, root), os.stat(path)
+                    self._found[f"/{bucket}/{key}"] = Stored(st.st_size, st.st_mtime_ns)
+                    keys.append(key)
             self.buckets[bucket] = sorted(keys)
 
-    def page(self, bucket: str, query: dict[str, list[str]]) -> bytes:
-        """A page of ListObjectsV2."""
-        prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
-        markers = ("continuation-token", "start-after", "marker")  # the last is of ListObjects
-        after = next((query[name][0] for name in markers if name in query), "")
-        keys = self.buckets[bucket]
-        position = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
-        rows: list[str] = []
-        last, more = "", False
-        while position < len(keys) and keys[position].startswith(prefix):
-            if len(rows) >= int(query.get("max-keys", [str(PAGE)])[0]):
-                more = True
-                break
-            key = keys[position]
-            cut = key.find(delimiter, len(prefix)) if delimiter else -1
-            if cut >= 0:
-                last = key[: cut + 1] + "\U0010ffff"
-                position = bisect.bisect_right(keys, last)
-                text = quote(key[: cut + 1], safe="/")
-                rows.append(f"<CommonPrefixes><Prefix>{text}</Prefix></CommonPrefixes>")
-            else:
-                last = key
-                position += 1
-                rows.append(self._row(bucket, key))
-        names = ("NextContinuationToken", "NextMarker") if more else ()
-        token = "".join(f"<{name}>{quote(last, safe='/')}</{name}>" for name in names)
-        return (
-            '<?xml version="1.0" encoding="UTF-8"?>'
-            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<Name>{bucket}</Name><Prefix>{escape(quote(prefix, safe='/'))}</Prefix>"
-            f"<KeyCount>{len(rows)}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
-            f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>"
-            f"{token}{''.join(rows)}</ListBucketResult>"
-        ).encode()
+    def find(self, path: str) -> Stored | None:
+        return self._found.get(path)
 
-    def _row(self, bucket: str, key: str) -> str:
-        st = self.stats[f"/{bucket}/{key}"]
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(st.st_mtime))
-        return (
-            f"<Contents><Key>{quote(key, safe='/')}</Key><LastModified>{stamp}</LastModified>"
-            f"<ETag>&quot;{etag(st)}&quot;</ETag><Size>{st.st_size}</Size>"
-            "<StorageClass>STANDARD</StorageClass></Contents>"
-        )
+    def open(self, path: str) -> int:
+        return os.open(self._folder + path, os.O_RDONLY)
 
 
-def etag(st: os.stat_result) -> str:
-    """Not an MD5, and not taken for one: it has a part count."""
-    return f"{st.st_mtime_ns & (1 << 64) - 1:016x}{st.st_size:016x}-9"
+class Keys(Sequence[str]):
+    """As many keys as are wanted, in folders of a thousand, without any memory for them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return f"{number // PER_FOLDER:05d}/entry-{number:08d}"
+
+
+class Made:
+    """A bucket of keys that are nowhere: one object in ten has 16 bytes, the others none."""
+
+    def __init__(self, bucket: str, count: int) -> None:
+        self.buckets = {bucket: Keys(count)}
+        self._root = f"/{bucket}/"
+        self._content = os.memfd_create("content")
+        os.write(self._content, b"16 bytes of text")
+
+    def find(self, path: str) -> Stored | None:
+        number = path[-8:]
+        if not path.startswith(self._root) or not number.isdigit():
+            return None
+        return Stored(0 if int(number) % SMALL_EVERY else 16, MADE)
+
+    def open(self, path: str) -> int:
+        return os.dup(self._content)
+
+
+def page(objects: Objects, bucket: str, query: dict[str, list[str]]) -> bytes:
+    """A page of ListObjectsV2."""
+    prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
+    markers = ("continuation-token", "start-after", "marker")  # the last is of ListObjects
+    after = next((query[name][0] for name in markers if name in query), "")
+    keys = objects.buckets[bucket]
+    position = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
+    rows: list[str] = []
+    last, more = "", False
+    while position < len(keys) and keys[position].startswith(prefix):
+        if len(rows) >= int(query.get("max-keys", [str(PAGE)])[0]):
+            more = True
+            break
+        key = keys[position]
+        cut = key.find(delimiter, len(prefix)) if delimiter else -1
+        if cut >= 0:
+            last = key[: cut + 1] + "\U0010ffff"
+            position = bisect.bisect_right(keys, last)
+            text = quote(key[: cut + 1], safe="/")
+            rows.append(f"<CommonPrefixes><Prefix>{text}</Prefix></CommonPrefixes>")
+        else:
+            last = key
+            position += 1
+            rows.append(row(key, objects.find(f"/{bucket}/{key}")))
+    names = ("NextContinuationToken", "NextMarker") if more else ()
+    token = "".join(f"<{name}>{quote(last, safe='/')}</{name}>" for name in names)
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<Name>{bucket}</Name><Prefix>{escape(quote(prefix, safe='/'))}</Prefix>"
+        f"<KeyCount>{len(rows)}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
+        f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>"
+        f"{token}{''.join(rows)}</ListBucketResult>"
+    ).encode()
+
+
+def row(key: str, found: Stored | None) -> str:
+    assert found is not None
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified // 10**9))
+    return (
+        f"<Contents><Key>{quote(key, safe='/')}</Key><LastModified>{stamp}</LastModified>"
+        f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{found.size}</Size>"
+        "<StorageClass>STANDARD</StorageClass></Contents>"
+    )
 
 
 class Server(asyncio.Protocol):
@@ -119,28 +189,27 @@ class Server(asyncio.Protocol):
         path = unquote(target)
         bucket, _, key = path[1:].partition("/")
         if bucket in self._objects.buckets and not key:
-            body = self._objects.page(bucket, parse_qs(query))
+            body = page(self._objects, bucket, parse_qs(query))
             self._head(200, len(body), b"Content-Type: application/xml\r\n")
             self._transport.write(body)
-        elif path in self._objects.stats:
-            self._object(method, path, head)
+        elif found := self._objects.find(path):
+            self._object(method, path, found, head)
         else:
             self._head(404, 0, b"")
 
-    def _object(self, method: bytes, path: str, head: bytes) -> None:
-        st = self._objects.stats[path]
-        start, stop, status, more = 0, st.st_size, 200, b""
+    def _object(self, method: bytes, path: str, stored: Stored, head: bytes) -> None:
+        start, stop, status, more = 0, stored.size, 200, b""
         if found := _RANGE.search(head):
             start = int(found[1])
-            stop = min(int(found[2]) + 1 if found[2] else stop, st.st_size)
+            stop = min(int(found[2]) + 1 if found[2] else stop, stored.size)
             status = 206
-            more = b"Content-Range: bytes %d-%d/%d\r\n" % (start, stop - 1, st.st_size)
-        stamp = formatdate(st.st_mtime, usegmt=True).encode()
-        more += b'ETag: "%s"\r\nLast-Modified: %s\r\n' % (etag(st).encode(), stamp)
+            more = b"Content-Range: bytes %d-%d/%d\r\n" % (start, stop - 1, stored.size)
+        stamp = formatdate(stored.modified / 1e9, usegmt=True).encode()
+        more += b'ETag: "%s"\r\nLast-Modified: %s\r\n' % (stored.etag.encode(), stamp)
         self._head(status, stop - start, more + b"Accept-Ranges: bytes\r\n")
         if method == b"HEAD":
             return
-        file = os.open(self._objects.folder + path, os.O_RDONLY)
+        file = self._objects.open(path)
         if stop - start <= SMALL:
             self._transport.write(os.pread(file, stop - start, start))
             os.close(file)
@@ -253,7 +322,8 @@ async def serve(options: argparse.Namespace) -> None:
     if options.delay is not None:
         await relay(options.port, int(options.upstream), options.delay)
     else:
-        objects = Objects(options.upstream)
+        name = options.upstream
+        objects = Made(name, options.keys) if options.keys else Folder(name)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: Server(objects), "127.0.0.1", options.port)
         await server.serve_forever()
@@ -262,6 +332,9 @@ async def serve(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay", type=float, help="be a relay that adds so many seconds")
-    parser.add_argument("upstream", help="folder with a folder for each bucket, or a port")
+    parser.add_argument("--keys", type=int, help="keys of a bucket that is made of nothing")
+    parser.add_argument(
+        "upstream", help="folder with a folder for each bucket, a bucket's name, or a port"
+    )
     parser.add_argument("port", type=int)
     asyncio.run(serve(parser.parse_args()))
