@@ -20,6 +20,7 @@ COUNTS = {
     "full": 50,
     "sequences": 10_000,
     "bits": 100_000,
+    "network": 1000,
     "flips": 1_000_000,
     "slow": 1000,
     "kills": 1000,

@@ -18,6 +18,7 @@ import pytest
         ("sequences", 15),
         ("kills", 6),
         ("bits", 300),
+        ("network", 12),
         ("flips", 3000),
         ("slow", 40),
     ],
