@@ -4,6 +4,9 @@ for each level: negotiate > leave so much free > send, commit > 507 in words, ex
 then: what has a receipt is staged as sent; what bears a name is whole; with room again the same
     upload completes. Every fifth level the early refusal is left in its place: not one block
     is sent then.
+
+Then the same from before the index is offered, up to what the index and the plan take, with nothing
+or an older tree at the destination.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import random
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -25,6 +29,8 @@ from tests.trees import visible_files
 
 BLOCK = 16384
 ROOM = "size=256m,nr_inodes=100000"
+INODES = 20
+"""That an index and a plan take, and some more."""
 SURELY = 0.5
 """Up to this level what is free is less than the lower bound that is asked for."""
 WORDS = r"disk is full|too little space|too few inodes"
@@ -40,7 +46,9 @@ def _run(count: int, dice: random.Random) -> dict[str, object]:
         levels = _Levels(Path(name), dice)
         for number in range(count):
             levels.one((number + dice.random()) / count, number)
-        return levels.figures
+        for number in range(count):
+            levels.before((number + dice.random()) / count, number)
+        return dict(levels.figures)
 
 
 class _Levels:
@@ -54,7 +62,46 @@ class _Levels:
         self._id = scene.make_index(self._source, self._index)
         self._bytes = sum(path.lstat().st_size for path in self._source.rglob("*"))
         self._names = sum(1 for _ in self._source.rglob("*"))
-        self.figures = {"levels": 0, "full": 0, "refused_early": 0, "full_in_the_commit": 0}
+        self._old, self._old_index = work / "old", work / "old.db"
+        scene.make_tree(self._old, dice, files=30, most=20_000)
+        scene.make_index(self._old, self._old_index)
+        self._allowed = (self._wanted, visible_files(self._old))
+        self.figures: Counter[str] = Counter()
+
+    def before(self, level: float, number: int) -> None:
+        """Offer and plan with so much free, then with room."""
+        self._log.unlink(missing_ok=True)
+        with scene.mounted("-t", "tmpfs", "-o", ROOM, "none", self._mount):
+            with self._receiver() as receiver:
+                if number % 2:
+                    self._sent(receiver.url, self._old, self._old_index)
+                if number % 3 == 2:
+                    self._allow(inodes=round(level * INODES))
+                else:
+                    self._allow(nbytes=round(level * 5 * self._index.stat().st_size))
+                self._meet_early(receiver.url)
+            scene.no_partial_files(self._dest, *self._allowed)
+            self._remount(ROOM)
+            with self._receiver() as receiver:
+                self._sent(receiver.url, self._source, self._index)
+            scene.same(self._source, self._dest)
+        self.figures["early_levels"] += 1
+
+    def _meet_early(self, url: str) -> None:
+        sender = self._sender(url)
+        if sender.end() == 0:
+            raise Broken("it went through with room for nothing but an index and a plan")
+        if not re.search(WORDS, sender.said()):
+            raise Broken(f"it is full, and says: {sender.said()}")
+        client = Client(url)
+        found = client.status(self._id)
+        client.close()
+        self.figures[f"early_{found.state if found else 'not_offered'}"] += 1
+
+    def _sent(self, url: str, source: Path, index: Path) -> None:
+        with Sender(source, index, (url,), log=self._log, block_size=BLOCK) as sender:
+            if sender.end() != 0:
+                raise Broken(f"there is room: {sender.said()}")
 
     def one(self, level: float, number: int) -> None:
         """Send with so much free, then with room."""
@@ -69,9 +116,7 @@ class _Levels:
             scene.no_partial_files(self._dest, self._wanted)
             self._remount(ROOM)
             with self._receiver() as receiver:
-                sender = self._sender(receiver.url)
-                if sender.end() != 0:
-                    raise Broken(f"level {level}: with room again: {sender.said()}")
+                self._sent(receiver.url, self._source, self._index)
             scene.same(self._source, self._dest)
         self.figures["levels"] += 1
 
@@ -88,14 +133,19 @@ class _Levels:
         client.close()
 
     def _leave(self, level: float, *, inodes: bool) -> None:
-        found = os.statvfs(self._mount)
         if inodes:
-            used = found.f_files - found.f_ffree
-            self._remount(f"nr_inodes={used + round(level * 1.2 * self._names)}")
+            self._allow(inodes=round(level * 1.2 * self._names))
         else:
+            self._allow(nbytes=round(level * (self._bytes * 1.2 + 3 * self._index.stat().st_size)))
+
+    def _allow(self, *, nbytes: int | None = None, inodes: int | None = None) -> None:
+        """Have no more than that free."""
+        found = os.statvfs(self._mount)
+        if inodes is not None:
+            self._remount(f"nr_inodes={found.f_files - found.f_ffree + inodes}")
+        if nbytes is not None:
             used = (found.f_blocks - found.f_bfree) * found.f_frsize
-            most = self._bytes * 1.2 + 3 * self._index.stat().st_size
-            self._remount(f"size={used + 4096 * round(level * most / 4096)}")
+            self._remount(f"size={used + nbytes // 4096 * 4096}")
 
     def _remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self._mount], check=True)
