@@ -2,8 +2,8 @@
 
     sender > Flipper (one bit of some of the bodies: of blocks, of the index) > receiver
 
-then: what was flipped is refused (a rare one may decode to what was sent); the same command again and again
-    comes to its end; rsync finds no difference
+then: what was flipped is refused (a rare one may decode to what was sent); the same command again
+    and again comes to its end; rsync finds no difference
 """
 
 from __future__ import annotations
