@@ -33,6 +33,8 @@ COMPLETE = "complete"
 STATES = (OPEN, RECEIVING, COMMITTING, COMPLETE)
 
 _CHUNK = 1 << 20
+_PIECE = 64 << 10
+"""Bytes of a file that are deflated at a time: so much waits for who does not read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,13 @@ def parse_digest(text: str) -> bytes:
 
 def deflate_file(path: str) -> Iterator[bytes]:
     """A file as one LZ4 frame, piece by piece."""
-    with open(path, "rb") as file, lz4.frame.LZ4FrameCompressor(content_checksum=True) as deflater:
+    # Flushed at once: a compressor that may wait has buffers of three blocks.
+    with (
+        open(path, "rb") as file,
+        lz4.frame.LZ4FrameCompressor(content_checksum=True, auto_flush=True) as deflater,
+    ):
         yield deflater.begin(os.fstat(file.fileno()).st_size)
-        while data := file.read(_CHUNK):
-            yield deflater.compress(data)
+        yield from map(deflater.compress, iter(lambda: file.read(_PIECE), b""))
         yield deflater.flush()
 
 

@@ -84,7 +84,8 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
     """The application that one serving process runs."""
     service = _Service(transfers, threads)
     one = f"{ROOT}/{{id}}"
-    routes = [
+    routes = [  # in the order in which they are tried: what is asked for most stands first
+        Route(f"{one}/{{block_size}}/{{block_no}}", service.block, methods=["PUT"]),
         Route("/", service.page),
         Route("/healthz", service.health),
         Route("/metrics", service.metrics),
@@ -100,7 +101,6 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         Route(f"{one}/blocks", service.blocks),
         Route(f"{one}/commit", service.commit, methods=["POST"]),
         Route(f"{one}/rehearsal", service.rehearse, methods=["POST"]),
-        Route(f"{one}/{{block_size}}/{{block_no}}", service.block, methods=["PUT"]),
         Route(one, service.status),
     ]
     handlers = {
@@ -328,7 +328,7 @@ class Body(Protocol):
     """What BODY_EXTENSION stands for."""
 
     async def begin(self) -> None:
-        """Wait until the body is coming in earnest, is there, or its sender is gone."""
+        """Wait until the body is coming in earnest, or there. Raises ClientDisconnect."""
 
     async def into(self, buffer: memoryview) -> int:
         """Put it into a buffer of its length; returns less if the sender is gone."""

@@ -34,6 +34,8 @@ from tar_like.tokens import AUDIENCE, random_token
 from tar_like.wire import Look
 
 BACKLOG = 1024
+UNSENT = 64 << 10
+"""Bytes of an answer that the kernel keeps for a client that does not read (tcp(7))."""
 EXPIRE_EVERY = 3600.0
 """Seconds between two looks for abandoned transfers, at most."""
 KEEP_ALIVE = 75
@@ -210,6 +212,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit this. Without it each answer waits 40 ms for a delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         _end_half_open(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)

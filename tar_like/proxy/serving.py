@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tar_like.errors import Busy, HeadTooLarge, NoRequest, TarLikeError, TooSlow
@@ -50,6 +51,7 @@ class BodyProtocol(HttpToolsProtocol):
         self.gathering: RequestResponseCycle | None = None
         """The request that waits for its body to come in earnest."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # what does not go out is not followed by more
         if len(self.connections) > most_connections():
             self._make_room()
 
@@ -179,14 +181,17 @@ class _Body:
             await cycle.message_event.wait()
             cycle.message_event.clear()
         self._whose.gathering = None
+        if cycle.more_body and cycle.disconnected:
+            raise ClientDisconnect
 
     async def into(self, buffer: memoryview) -> int:
         """Put it into a buffer of its length; returns less if the sender is gone."""
-        cycle, body = self._cycle, self._cycle.body
-        buffer[: len(body)] = body
-        if cycle.more_body and len(body) < len(buffer) and not cycle.disconnected:
-            return await self._whose.receive(cycle, buffer, len(body))
-        return len(body)
+        cycle, there = self._cycle, len(self._cycle.body)
+        buffer[:there] = cycle.body
+        cycle.body = bytearray()  # a cycle lives until all cycles are collected
+        if cycle.more_body and there < len(buffer) and not cycle.disconnected:
+            return await self._whose.receive(cycle, buffer, there)
+        return there
 
 
 class _Sink(asyncio.BufferedProtocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -9,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -198,3 +200,11 @@ def test_who_does_not_read_is_given_up() -> None:
     assert one.gone(now=now + patience.UNREAD + 1, waiting=False)
     one.stuck(paused=False)
     assert not one.gone(now=now + patience.UNREAD + 1, waiting=False)
+
+
+def test_what_came_before_its_buffer_is_let_go() -> None:
+    """A request is in a circle of references: its bytes would stay until those are collected."""
+    cycle = SimpleNamespace(body=b"0123", more_body=False, disconnected=False)
+    buffer = bytearray(4)
+    assert asyncio.run(serving._Body(None, cycle).into(memoryview(buffer))) == 4  # type: ignore[arg-type]
+    assert (buffer, cycle.body) == (b"0123", b"")
