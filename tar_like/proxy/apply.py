@@ -15,7 +15,9 @@ import errno
 import os
 import sqlite3
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tar_like import digest
 from tar_like.database import attach, connect_readonly
@@ -45,13 +47,18 @@ SELECT e.id, e.path, e.size, e.mtime, v.digest
 FROM verified.verified v JOIN entry e ON e.id = v.entry_id
 WHERE v.entry_id >= ? AND v.entry_id < ? ORDER BY v.entry_id
 """
+_KEPT = """
+SELECT e.id, e.path, e.size, e.mode, e.mtime, e.uid, e.gid, k.ino, k.ctime
+FROM kept.landed k CROSS JOIN entry e ON e.id = k.entry_id
+WHERE k.entry_id >= ? AND k.entry_id < ? ORDER BY k.entry_id
+"""
+_ONE_KEPT = "SELECT digest, ino, ctime FROM kept.landed WHERE entry_id = ?"
 _OTHERS = """
 SELECT e.id, e.path, e.kind, e.size, e.offset, e.mode, e.mtime, e.uid, e.gid, e.target, e.link,
-  e.hash, e.ctime, e.ino, e.token, k.digest, k.ino, k.ctime, b.entry_id
-FROM entry e
-LEFT JOIN kept.landed k ON k.entry_id = e.id
-LEFT JOIN plan.bare b ON b.entry_id = e.id
+  e.hash, e.ctime, e.ino, e.token, b.entry_id
+FROM entry e LEFT JOIN plan.bare b ON b.entry_id = e.id
 WHERE e.id >= ? AND e.id < ? AND e.kind IN ('f', 'l')
+  AND NOT EXISTS (SELECT 1 FROM kept.landed k WHERE k.entry_id = e.id)
   AND NOT EXISTS (SELECT 1 FROM verified.verified v WHERE v.entry_id = e.id)
 ORDER BY e.id
 """
@@ -62,7 +69,12 @@ class Applied:
     """What a range of entries came to."""
 
     landed: list[tuple[int, bytes, int, int]] = field(default_factory=list)
-    """Values of Landed as plain tuples, which pass between processes at a third of the cost."""
+    """Values of Landed as plain tuples, which pass between processes at a third of the cost.
+
+    Not those of kept files that are just as they were.
+    """
+    lost: list[int] = field(default_factory=list)
+    """Kept files that are not in place."""
     failures: list[Failure] = field(default_factory=list)
     named: list[int] = field(default_factory=list)
     """Files in place that have other names: what happens to those changes their fingerprint."""
@@ -143,6 +155,9 @@ class Applier:
                     applied.landed.append(row)
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(path, error))
+        for entry_id in self._unlike(db.execute(_KEPT, (first, stop))):
+            kept = Landed(entry_id, *db.execute(_ONE_KEPT, (entry_id,)).fetchone())
+            self._apply_kept(applied, self._index.entry(entry_id), kept)
         for row in db.execute(_OTHERS, (first, stop)):
             entry = Entry._make(row[:15])
             try:
@@ -150,11 +165,53 @@ class Applier:
                     continue
                 if entry.kind == SYMLINK:
                     self._apply_symlink(entry)
-                elif (landed := self._apply_file(applied, entry, *row[15:])) is not None:
-                    applied.landed.append(landed)
+                elif row[15] is not None:
+                    applied.landed.append(self._apply_bare(entry))
+                # else verification has reported it
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(entry.path, error))
         return applied
+
+    def _unlike(self, rows: Iterable[tuple[Any, ...]]) -> list[int]:
+        """The kept files that are not just as they were and should be: by one look at each."""
+        if self._base is not None or self._index.xattr_names:
+            return [row[0] for row in rows]
+        lstat = os.lstat
+        parent, fd = b"", self._walker.root
+        found = []
+        for entry_id, path, size, mode, mtime, uid, gid, ino, ctime in rows:
+            folder, _, name = path.rpartition(b"/")
+            try:
+                if folder != parent:
+                    parent, fd = folder, self._walker.dirfd(folder)
+                st = lstat(name, dir_fd=fd)
+            except OSError:
+                parent, fd = b"", self._walker.dirfd(b"")
+                found.append(entry_id)
+                continue
+            if (
+                st.st_ino != ino
+                or st.st_ctime_ns != ctime
+                or st.st_size != size
+                or st.st_mtime_ns != mtime
+                or st.st_mode != mode | stat.S_IFREG
+                or st.st_uid != uid
+                or st.st_gid != gid
+                or st.st_nlink != 1
+            ):
+                found.append(entry_id)
+        return found
+
+    def _apply_kept(self, applied: Applied, entry: Entry, kept: Landed) -> None:
+        """A file whose content is in place."""
+        try:
+            landed, names = self._touch_kept(entry, kept)
+            applied.landed.append(landed)
+            if names > 1:
+                applied.named.append(entry.id)
+        except (_Refused, OSError) as error:
+            applied.lost.append(entry.id)
+            applied.failures.append(_failed(entry.path, error))
 
     def _passed_now(self, entry_id: int) -> bool:
         """Whether a staged file must not take its place any more, by what has come there since."""
@@ -169,24 +226,8 @@ class Applier:
                 attach(self._db, path, name)
         return self._db
 
-    def _apply_file(
-        self,
-        applied: Applied,
-        entry: Entry,
-        kept: bytes | None,
-        ino: int,
-        ctime: int,
-        bare: int | None,
-    ) -> tuple[int, bytes, int, int] | None:
-        """A file that was not verified. ``kept`` is the digest of one that is in place, with the
-        ``ino`` and ``ctime`` that it had."""
-        if kept is not None:
-            landed, names = self._touch_kept(entry, Landed(entry.id, kept, ino, ctime))
-            if names > 1:
-                applied.named.append(entry.id)
-            return landed
-        if bare is None:
-            return None  # reported by verification
+    def _apply_bare(self, entry: Entry) -> tuple[int, bytes, int, int]:
+        """A file without bytes to send: empty, or one hole."""
         content = digest.of_zeros(self._algorithm, entry.size)
         if entry.hash and entry.hash != content:
             raise _Refused("changed", source=True)
@@ -211,7 +252,6 @@ class Applier:
         return entry_id, content, st.st_ino, st.st_ctime_ns
 
     def _stage_bare(self, entry: Entry) -> None:
-        """A file without bytes to send: empty, or one hole."""
         parent, name = self._walker.split(entry.path)
         try:
             st = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -392,6 +432,8 @@ class Applier:
             if self._kept.passes(entry.id):
                 continue
             try:
+                if self._is_finished(entry):
+                    continue
                 fd = os.open(
                     b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
                     dir_fd=self._walker.dirfd(entry.path),
@@ -404,6 +446,14 @@ class Applier:
             except OSError as error:
                 failures.append(_failed(entry.path, error))
         return failures
+
+    def _is_finished(self, entry: Entry) -> bool:
+        """Whether a directory is as its entry says, by a look at its name."""
+        if self._index.xattr_names:
+            return False
+        parent, name = self._walker.split(entry.path)
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return stat.S_ISDIR(st.st_mode) and self._metadata.matches(entry, st)
 
     def _rename_over(self, staged: str, path: bytes) -> None:
         """Give a staged name its place; a directory there gives way if it may."""

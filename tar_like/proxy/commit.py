@@ -117,6 +117,7 @@ def _keep_room(path: str) -> None:
             file.write(b" " * OUTCOME_SIZE)
 
 
+_LOST = "DELETE FROM main.landed WHERE entry_id = ?"
 _NAMED = "CREATE TEMP TABLE named (entry_id INTEGER PRIMARY KEY)"
 _NAMED_AND_LANDED = "SELECT entry_id, ino FROM named JOIN landed USING (entry_id)"
 _VERIFIED = "INSERT INTO verified VALUES (?, ?)"
@@ -306,8 +307,11 @@ class _Commit:
         landed.execute(_NAMED)
         named = ((one,) for one in self._index.linked())
         landed.executemany("INSERT INTO named VALUES (?)", named)
+        attach(landed, os.path.join(self._path, "kept.db"), "kept")
+        landed.execute("INSERT INTO main.landed SELECT * FROM kept.landed")
         for applied in pool.apply(ranges):
             _insert(landed, applied.landed)
+            landed.executemany(_LOST, ((one,) for one in applied.lost))
             named = ((one,) for one in applied.named)
             landed.executemany("INSERT OR IGNORE INTO named VALUES (?)", named)
             failures += applied.failures
@@ -454,7 +458,7 @@ def _into(db: sqlite3.Connection, insert: str) -> Callable[[list[tuple[int, byte
 
 
 def _insert(db: sqlite3.Connection, landed: list[tuple[int, bytes, int, int]]) -> None:
-    db.executemany("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", landed)
+    db.executemany("INSERT OR REPLACE INTO main.landed VALUES (?, ?, ?, ?)", landed)
 
 
 def _merged(landed: sqlite3.Connection) -> list[int]:
