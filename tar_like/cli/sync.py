@@ -162,13 +162,14 @@ def _sync(
     try:
         index_path = options.db or os.path.join(folder, "index.db")
         begun = look() if _may_look(options, upload) else None
-        with ExitStack() as stack:
-            if begun is not None and begun.index:
-                source = recorded = stack.enter_context(closing(Recorded(source, build.wanted)))
+        if begun is not None and begun.index:
+            with closing(Recorded(source, build.wanted)) as recorded:
                 code = _if_still_there(recorded.summary, upload, begun, output)
                 if code is not None:
                     return code
                 upload = replace(upload, look=begun.token)
+                found = recorded.write(index_path)
+        else:
             found = build_index(source, index_path, _as_kept(build, index_path))
         scanned(source.url, found.id)
         say_scanned(found, output)

@@ -6,6 +6,7 @@ as a memory of hashes, walked in step with the scan since both are in canonical 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sqlite3
@@ -65,27 +66,43 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
     SourceUnusable when the source's root cannot be read.
     """
     old = None if options.fresh and _is_replaceable(path) else _old_index(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    options = replace(options, wanted=_without(options.wanted, source, (path, temporary)))
+    options = replace(options, wanted=_without(options.wanted, source, (path, _beside(path))))
     try:
-        try:
+        with publishing(path) as temporary:
             builder = _Builder(source, options, None if options.fresh else old)
             summary = builder.write(temporary)
-            if summary is not None:
-                _publish(temporary, path)
-            elif old is not None:
+            if summary is None:
+                assert old is not None
+                os.unlink(temporary)
                 summary = builder.unchanged(old)
-        except OSError as error:
-            raise TarLikeError(f"The index {path} cannot be written: {cause(error)}.") from None
-        except sqlite3.Error as error:
-            raise TarLikeError(f"The index {path} cannot be written: {error}.") from None
     finally:
         if old is not None:
             old.close()
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    assert summary is not None
     return summary
+
+
+@contextlib.contextmanager
+def publishing(path: str) -> Iterator[str]:
+    """A path to write an index to, which is synced and renamed to ``path`` then, if it is there.
+
+    Raises TarLikeError for what goes wrong with files meanwhile.
+    """
+    temporary = _beside(path)
+    try:
+        yield temporary
+        if os.path.exists(temporary):
+            _publish(temporary, path)
+    except OSError as error:
+        raise TarLikeError(f"The index {path} cannot be written: {cause(error)}.") from None
+    except sqlite3.Error as error:
+        raise TarLikeError(f"The index {path} cannot be written: {error}.") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _beside(path: str) -> str:
+    return f"{path}.{os.getpid()}.tmp"
 
 
 def _is_replaceable(path: str) -> bool:
@@ -165,7 +182,11 @@ class _Builder:
                 identity.add_xattr(*row)
             for path_, kind in self._db.execute("SELECT path, kind FROM skipped ORDER BY id"):
                 identity.add_skipped(path_, kind)
-            self._finish(identity.id())
+            self._summary.id = identity.id()
+            describe(
+                self._db, self._summary, self._cursor, self._options.algorithm,
+                self._source.url, self._options.wanted,
+            )  # fmt: skip
             self._db.execute("COMMIT")
         finally:
             self._db.close()
@@ -230,23 +251,6 @@ class _Builder:
             self._db.executemany(schema.INSERT_ENTRY, map(tuple, chunk))
         segments = (row for row in old.segments() if row[0] < count)
         self._db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
-
-    def _finish(self, index_id: str) -> None:
-        summary = self._summary
-        summary.id = index_id
-        wanted = self._options.wanted
-        kinds = [name for name in ("xattrs", "acls") if getattr(wanted, name)]
-        meta = {
-            "id": index_id,
-            "hash": self._options.algorithm,
-            "source": self._source.url,
-            "entries": str(summary.entries),
-            "files": str(summary.files),
-            "bytes": str(summary.bytes),
-            "length": str(self._cursor),
-            "xattrs": " ".join(kinds),
-        }
-        self._db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))
 
     def _hashed(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The entries with their hashes: remembered, or computed in parallel."""
@@ -318,6 +322,25 @@ class _Builder:
         else:
             self._summary.unreadable += 1
         self._db.execute("INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)", skipped)
+
+
+def describe(
+    db: sqlite3.Connection, summary: BuildSummary, length: int, algorithm: str, url: str,
+    wanted: Wanted,
+) -> None:  # fmt: skip
+    """Write what an index says of itself."""
+    kinds = [name for name in ("xattrs", "acls") if getattr(wanted, name)]
+    meta = {
+        "id": summary.id,
+        "hash": algorithm,
+        "source": url,
+        "entries": str(summary.entries),
+        "files": str(summary.files),
+        "bytes": str(summary.bytes),
+        "length": str(length),
+        "xattrs": " ".join(kinds),
+    }
+    db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))
 
 
 class _Memory:

@@ -1,6 +1,6 @@
 """A scan that is known by its id before an index of it is written.
 
-    scan > id | names into a temporary file > the same names again, for build_index
+    scan > rows, into a temporary file > id        later, if it is wanted: rows > index
 
 When the other side has that index already, none is needed here.
 """
@@ -9,83 +9,105 @@ from __future__ import annotations
 
 import itertools
 import marshal
+import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from tar_like.index.build import NO_HASH, BuildSummary
+from tar_like.index import schema
+from tar_like.index.build import NO_HASH, BuildSummary, describe, publishing
 from tar_like.index.identity import Identity
 from tar_like.index.inodes import Inodes
-from tar_like.layout import FILE, HARDLINK, Piece
-from tar_like.source import Found, Reading, Skipped, Source, Wanted
+from tar_like.layout import FILE, HARDLINK, place
+from tar_like.source import Skipped, Source, Wanted
 
 CHUNK = 1000
+_LENGTH = struct.Struct("<I")
 IN_MEMORY = 64 << 20
-"""Bytes of names that are kept in memory; more go to a file."""
+"""Bytes of rows that are kept in memory; more go to a file."""
 
 
 class Recorded:
-    """A source that was scanned; the scan can be had again (source.contract.Source)."""
+    """The rows of an index without hashes, not yet written."""
 
     def __init__(self, source: Source, wanted: Wanted) -> None:
         """Scan it. Extended attributes are not recorded."""
         self._source = source
-        self._names = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
+        self._wanted = wanted
+        self._rows = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
         self._inodes = Inodes()
+        self._cursor = 0
+        self._segments: list[tuple[int, int, int]] = []
+        self._skipped: list[Skipped] = []
         self.summary = BuildSummary()
         """What was found, with the id of the index without hashes."""
         identity = Identity(NO_HASH)
-        skipped: list[Skipped] = []
         scan = source.scan(wanted)
         while chunk := list(itertools.islice(scan, CHUNK)):
-            marshal.dump(list(map(tuple, chunk)), self._names)
-            identity.add(list(self._rows(chunk, skipped)))
-        for one in skipped:
+            rows = list(self._numbered(chunk))
+            data = marshal.dumps((rows, self._segments))
+            self._rows.write(_LENGTH.pack(len(data)) + data)
+            self._segments = []
+            identity.add(rows)
+        for one in self._skipped:
             identity.add_skipped(one.path, one.kind)
         self.summary.id = identity.id()
+        self.summary.added = self.summary.entries
         self._inodes.close()
 
-    def _rows(self, chunk: list[Any], skipped: list[Skipped]) -> Iterator[Any]:
-        """The rows of the index, as far as the id covers them."""
+    def _numbered(self, chunk: list[Any]) -> Iterator[Any]:
+        """The names as rows of the table ``entry``."""
         summary = self.summary
         for found in chunk:
             if isinstance(found, Skipped):
-                skipped.append(found)
+                self._skipped.append(found)
                 summary.special += found.kind == "special"
                 summary.unreadable += found.kind != "special"
                 continue
-            path, kind, size, mode, mtime, uid, gid, target, _, ino, dev, links = found[:12]
-            link = -1
+            path, kind, size, mode, mtime, uid, gid, target, ctime, ino, dev, links, token = found[
+                :13
+            ]
+            number, link, offset = summary.entries, -1, self._cursor
+            summary.entries += 1
             if links > 1:
-                first = self._inodes.first(dev, ino, summary.entries)
-                if first != summary.entries:
+                first = self._inodes.first(dev, ino, number)
+                if first != number:
                     kind, size, target, link = HARDLINK, 0, b"", first
             if kind == FILE:
                 summary.files += 1
-                summary.bytes += size
-            summary.entries += 1
-            yield 0, path, kind, size, 0, mode, mtime, uid, gid, target, link, b"", 0, 0, b""
+                if size:
+                    offset = place(offset, size)
+                    self._cursor = offset + size
+                    summary.bytes += size
+                if found.segments is not None:
+                    self._segments += [(number, *segment) for segment in found.segments]
+            yield (
+                number, path, kind, size, offset, mode, mtime, uid, gid, target, link, b"",
+                ctime, ino, token,
+            )  # fmt: skip
 
-    @property
-    def url(self) -> str:
-        return self._source.url
-
-    def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
-        self._names.seek(0)
-        while True:
+    def write(self, path: str) -> BuildSummary:
+        """Write the index to a new file. Raises TarLikeError."""
+        with publishing(path) as temporary:
+            db = schema.create(temporary)
             try:
-                chunk = marshal.load(self._names)
-            except EOFError:
-                return
-            for fields in chunk:
-                if len(fields) == len(Skipped._fields):
-                    yield Skipped(*fields)
-                else:
-                    yield tuple.__new__(Found, fields)  # half the time of Found._make
+                self._rows.seek(0)
+                for rows, segments in self._chunks():
+                    db.executemany(schema.INSERT_ENTRY, rows)
+                    db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
+                insert = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
+                db.executemany(insert, map(tuple, self._skipped))
+                describe(db, self.summary, self._cursor, NO_HASH, self._source.url, self._wanted)
+                db.execute("COMMIT")
+            finally:
+                db.close()
+        return self.summary
 
-    def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
-        return self._source.read(pieces, into)
+    def _chunks(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        while head := self._rows.read(_LENGTH.size):
+            # marshal.load would ask the file for each value by itself.
+            yield marshal.loads(self._rows.read(_LENGTH.unpack(head)[0]))
 
     def close(self) -> None:
-        """Give up the names; the source is closed by whoever opened it."""
-        self._names.close()
+        """Give up the rows; the source is closed by whoever opened it."""
+        self._rows.close()
