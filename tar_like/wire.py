@@ -56,6 +56,8 @@ class Look:
     """Names it."""
     index: str
     """The id of the tree that was committed last; empty when there is no use in looking."""
+    newest: int | None = None
+    """The last mtime in that tree, in ns; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

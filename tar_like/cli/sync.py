@@ -163,12 +163,12 @@ def _sync(
         index_path = options.db or os.path.join(folder, "index.db")
         begun = look() if _may_look(options, upload) else None
         if begun is not None and begun.index:
-            with closing(Recorded(source, build.wanted)) as recorded:
+            with closing(Recorded(source, build.wanted, index_path, begun.newest)) as recorded:
                 code = _if_still_there(recorded.summary, upload, begun, output)
                 if code is not None:
                     return code
                 upload = replace(upload, look=begun.token)
-                found = recorded.write(index_path)
+                found = recorded.write()
         else:
             found = build_index(source, index_path, _as_kept(build, index_path))
         scanned(source.url, found.id)

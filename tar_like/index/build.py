@@ -66,43 +66,34 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
     SourceUnusable when the source's root cannot be read.
     """
     old = None if options.fresh and _is_replaceable(path) else _old_index(path)
-    options = replace(options, wanted=_without(options.wanted, source, (path, _beside(path))))
+    temporary = f"{path}.{os.getpid()}.tmp"
+    options = replace(options, wanted=_without(options.wanted, source, (path, temporary)))
     try:
-        with publishing(path) as temporary:
+        with writing(path):
             builder = _Builder(source, options, None if options.fresh else old)
             summary = builder.write(temporary)
-            if summary is None:
-                assert old is not None
-                os.unlink(temporary)
+            if summary is not None:
+                _publish(temporary, path)
+            elif old is not None:
                 summary = builder.unchanged(old)
     finally:
         if old is not None:
             old.close()
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    assert summary is not None
     return summary
 
 
 @contextlib.contextmanager
-def publishing(path: str) -> Iterator[str]:
-    """A path to write an index to, which is synced and renamed to ``path`` then, if it is there.
-
-    Raises TarLikeError for what goes wrong with files meanwhile.
-    """
-    temporary = _beside(path)
+def writing(path: str) -> Iterator[None]:
+    """Say what goes wrong with files in words. Raises TarLikeError."""
     try:
-        yield temporary
-        if os.path.exists(temporary):
-            _publish(temporary, path)
+        yield
     except OSError as error:
         raise TarLikeError(f"The index {path} cannot be written: {cause(error)}.") from None
     except sqlite3.Error as error:
         raise TarLikeError(f"The index {path} cannot be written: {error}.") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _beside(path: str) -> str:
-    return f"{path}.{os.getpid()}.tmp"
 
 
 def _is_replaceable(path: str) -> bool:

@@ -2,20 +2,22 @@
 
     scan > rows, into a temporary file > id        later, if it is wanted: rows > index
 
-When the other side has that index already, none is needed here.
+When the other side has that index already, none is needed here. As soon as a name shows that it
+has another one, the index is written beside the scan.
 """
 
 from __future__ import annotations
 
 import itertools
 import marshal
+import sqlite3
 import struct
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from tar_like.index import schema
-from tar_like.index.build import NO_HASH, BuildSummary, describe, publishing
+from tar_like.index.build import NO_HASH, BuildSummary, describe, writing
 from tar_like.index.identity import Identity
 from tar_like.index.inodes import Inodes
 from tar_like.layout import FILE, HARDLINK, place
@@ -30,11 +32,19 @@ IN_MEMORY = 64 << 20
 class Recorded:
     """The rows of an index without hashes, not yet written."""
 
-    def __init__(self, source: Source, wanted: Wanted) -> None:
-        """Scan it. Extended attributes are not recorded."""
+    def __init__(
+        self, source: Source, wanted: Wanted, path: str, newest: int | None = None
+    ) -> None:
+        """Scan it. Extended attributes are not recorded.
+
+        ``path`` is where the index goes, should it be wanted. ``newest`` is the last mtime (ns) of
+        the index that the other side has, where that is known. Raises TarLikeError.
+        """
         self._source = source
         self._wanted = wanted
+        self._path = path
         self._rows = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
+        self._db: sqlite3.Connection | None = None
         self._inodes = Inodes()
         self._cursor = 0
         self._segments: list[tuple[int, int, int]] = []
@@ -45,15 +55,38 @@ class Recorded:
         scan = source.scan(wanted)
         while chunk := list(itertools.islice(scan, CHUNK)):
             rows = list(self._numbered(chunk))
-            data = marshal.dumps((rows, self._segments))
-            self._rows.write(_LENGTH.pack(len(data)) + data)
-            self._segments = []
+            self._take(rows, begin=newest is not None and any(row[6] > newest for row in rows))
             identity.add(rows)
         for one in self._skipped:
             identity.add_skipped(one.path, one.kind)
         self.summary.id = identity.id()
         self.summary.added = self.summary.entries
         self._inodes.close()
+
+    def _take(self, rows: list[Any], *, begin: bool) -> None:
+        if begin and self._db is None:
+            self._begin()
+        segments, self._segments = self._segments, []
+        if self._db is not None:
+            self._insert(self._db, rows, segments)
+            return
+        data = marshal.dumps((rows, segments))
+        self._rows.write(_LENGTH.pack(len(data)) + data)
+
+    def _begin(self) -> sqlite3.Connection:
+        """Begin the index, with the rows so far."""
+        with writing(self._path):
+            self._db = db = schema.create(self._path)
+        self._rows.seek(0)
+        while head := self._rows.read(_LENGTH.size):
+            # marshal.load would ask the file for each value by itself.
+            self._insert(db, *marshal.loads(self._rows.read(_LENGTH.unpack(head)[0])))
+        return db
+
+    def _insert(self, db: sqlite3.Connection, rows: list[Any], segments: list[Any]) -> None:
+        with writing(self._path):
+            db.executemany(schema.INSERT_ENTRY, rows)
+            db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
 
     def _numbered(self, chunk: list[Any]) -> Iterator[Any]:
         """The names as rows of the table ``entry``."""
@@ -86,28 +119,18 @@ class Recorded:
                 ctime, ino, token,
             )  # fmt: skip
 
-    def write(self, path: str) -> BuildSummary:
-        """Write the index to a new file. Raises TarLikeError."""
-        with publishing(path) as temporary:
-            db = schema.create(temporary)
-            try:
-                self._rows.seek(0)
-                for rows, segments in self._chunks():
-                    db.executemany(schema.INSERT_ENTRY, rows)
-                    db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
-                insert = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
-                db.executemany(insert, map(tuple, self._skipped))
-                describe(db, self.summary, self._cursor, NO_HASH, self._source.url, self._wanted)
-                db.execute("COMMIT")
-            finally:
-                db.close()
+    def write(self) -> BuildSummary:
+        """Have the index, once, in its new file; it is not synced. Raises TarLikeError."""
+        db = self._db or self._begin()
+        with writing(self._path):
+            insert = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
+            db.executemany(insert, map(tuple, self._skipped))
+            describe(db, self.summary, self._cursor, NO_HASH, self._source.url, self._wanted)
+            db.execute("COMMIT")
         return self.summary
-
-    def _chunks(self) -> Iterator[tuple[list[Any], list[Any]]]:
-        while head := self._rows.read(_LENGTH.size):
-            # marshal.load would ask the file for each value by itself.
-            yield marshal.loads(self._rows.read(_LENGTH.unpack(head)[0]))
 
     def close(self) -> None:
         """Give up the rows; the source is closed by whoever opened it."""
         self._rows.close()
+        if self._db is not None:
+            self._db.close()

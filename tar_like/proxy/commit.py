@@ -379,6 +379,7 @@ class _Commit:
         db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
+        db.execute("INSERT INTO meta SELECT 'newest', max(mtime) FROM entry")
         if not self._destination.durability.lasts:
             db.execute("INSERT INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
         db.execute("COMMIT")

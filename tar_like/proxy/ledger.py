@@ -1,7 +1,8 @@
 """The ledger: what the destination knows of its own content.
 
     ledger.db = the index of the last commit + landed(entry_id, digest, ino, ctime)
-                meta: landed = the algorithm; unsynced = the machine, if nothing was synced
+                meta: landed = the algorithm; newest = the last mtime; unsynced = the machine,
+                if nothing was synced
 
 A file is *kept*, not sent, when the ledger's entry of that path has the wanted content and the
 file in the destination still has the fingerprint (size, mtime, ctime, inode) it had when its
@@ -100,6 +101,8 @@ class Ledger:
         """The snapshot that it speaks of; empty for the destination itself."""
         self.plan = ""
         """The id of the plan that it was made by."""
+        self.newest: int | None = None
+        """The last mtime of its entries, in ns."""
         if not os.path.exists(path):
             return
         try:
@@ -107,6 +110,7 @@ class Ledger:
             meta = dict(db.execute("SELECT key, value FROM meta"))
             db.execute("SELECT count(*) FROM landed").fetchone()
             writer = bytes.fromhex(meta.get(UNSYNCED, ""))
+            newest = int(meta["newest"]) if "newest" in meta else None
         except (sqlite3.Error, ValueError):
             return
         if writer and may_be_lost(writer, machine()):
@@ -115,6 +119,7 @@ class Ledger:
         self.algorithm = meta.get("landed", "")
         self.index_id = meta.get("id", "")
         self.plan = meta.get("plan", "")
+        self.newest = newest
         self.snapshot = meta.get("snapshot", "")
 
     def with_paths(self, wanted: Iterable[bytes]) -> Iterator[Row]:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.place import HOME, Destination, held
 from tar_like.rules import Rules
-from tar_like.wire import COMPLETE, Status
+from tar_like.wire import COMPLETE, Look, Status
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _OLD = 86400.0
@@ -101,13 +102,19 @@ def read_look(destination: Destination, token: str) -> Seen | None:
 
 def last_index(destination: Destination) -> str:
     """The id of the tree that was committed last, if that can be looked at; else empty."""
+    return begin(destination).index
+
+
+def begin(destination: Destination) -> Look:
+    """A look that is to be taken (run_look); its ``index`` is empty where it would be of no use."""
+    token = secrets.token_hex(8)
     if destination.unfinished():
-        return ""
+        return Look(token=token, index="")
     ledger = Ledger(destination.ledger)
-    try:
-        return "" if ledger.snapshot else ledger.index_id
-    finally:
-        ledger.close()
+    ledger.close()
+    if ledger.snapshot:
+        return Look(token=token, index="")
+    return Look(token=token, index=ledger.index_id, newest=ledger.newest)
 
 
 def is_current(destination: Destination, seen: Seen) -> bool:
@@ -302,7 +309,9 @@ def reopened(destination: Destination, folder: str) -> str:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
         db.execute("DROP TABLE landed")
-        db.execute("DELETE FROM meta WHERE key IN ('landed', 'plan', 'snapshot', 'unsynced')")
+        db.execute(
+            "DELETE FROM meta WHERE key IN ('landed', 'newest', 'plan', 'snapshot', 'unsynced')"
+        )
         db.execute("COMMIT")
     finally:
         db.close()

@@ -130,7 +130,7 @@ class Transfers:
 
     def look(self) -> Look:
         """Begin to look at the destination, where that may be of use."""
-        found = Look(token=secrets.token_hex(8), index=look.last_index(self.destination))
+        found = look.begin(self.destination)
         if found.index:
             self._starter.look(found.token)
         return found

@@ -139,7 +139,12 @@ class Client:
         response = self._retry(lambda: self._send("POST", "", json={}))
         try:
             found = response.json()
-            return Look(token=str(found["token"]), index=str(found["index"]))
+            newest = found.get("newest")
+            return Look(
+                token=str(found["token"]),
+                index=str(found["index"]),
+                newest=None if newest is None else int(newest),
+            )
         except (ValueError, TypeError, KeyError):
             raise _not_a_receiver(self.url) from None
 

@@ -12,7 +12,7 @@ import pytest
 from tar_like.database import connect
 from tar_like.errors import NotFound
 from tar_like.index import BuildOptions, Recorded, build_index, validate
-from tar_like.proxy.look import Seen, last_index, read_look, run_look
+from tar_like.proxy.look import Seen, begin, last_index, read_look, run_look
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Planning, Wish
 from tar_like.proxy.transfers import Transfers
@@ -219,16 +219,29 @@ def rows(index: Path) -> dict[str, list[object]]:
         }
 
 
-def test_a_recorded_scan_gives_the_index_that_is_built(work: Path, source: Path) -> None:
+@pytest.mark.parametrize("newest", [None, 0, 1 << 62])
+def test_a_recorded_scan_gives_the_index_that_is_built(
+    work: Path, source: Path, newest: int | None
+) -> None:
     tree = trees.build(work / "hostile", 3, deep=False, files=20)
     with (source / "sparse").open("wb") as file:
         file.seek(1 << 20)
         file.write(b"data")
     for folder in (source, tree.root):
-        built, written = work / "built", work / "written"
+        built, written = work / "built", work / f"written.{folder.name}"
         with closing(FolderSource(str(folder))) as plain:
             summary = build_index(plain, str(built), BuildOptions(algorithm="none", fresh=True))
-            with closing(Recorded(plain, Wanted())) as recorded:
-                assert recorded.write(str(written)) == summary == recorded.summary
+            with closing(Recorded(plain, Wanted(), str(written), newest)) as recorded:
+                assert written.exists() == (newest == 0)
+                assert recorded.write() == summary == recorded.summary
         assert rows(written) == rows(built)
         validate(str(written), summary.id)
+
+
+def test_the_receiver_knows_the_last_time_of_its_tree(source: Path, dest: Path) -> None:
+    assert begin(Destination(str(dest))).newest == max(
+        path.lstat().st_mtime_ns for path in [source, *source.rglob("*")]
+    )
+    os.utime(source / "d/after", ns=(5 * 10**18, 5 * 10**18))
+    assert sync(source, dest, algorithm="none") == {}
+    assert begin(Destination(str(dest))).newest == 5 * 10**18
