@@ -108,7 +108,7 @@ class Ledger:
         try:
             db = connect_readonly(path)
             meta = dict(db.execute("SELECT key, value FROM meta"))
-            db.execute("SELECT count(*) FROM landed").fetchone()
+            db.execute("SELECT 1 FROM landed LIMIT 1").fetchone()
             writer = bytes.fromhex(meta.get(UNSYNCED, ""))
             newest = int(meta["newest"]) if "newest" in meta else None
         except (sqlite3.Error, ValueError):
