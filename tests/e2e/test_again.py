@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lz4.frame
 import pytest
+from blake3 import blake3
 
-from tests.e2e.harness import Proxy, index, request, run, sync, transfer_summary, upload
-from tests.trees import assert_same, stamps
+from tests.e2e.harness import (
+    Job,
+    Proxy,
+    index,
+    request,
+    run,
+    sync,
+    transfer_summary,
+    upload,
+    wait_for,
+)
+from tests.trees import assert_same, stamps, visible_files
 
 MIB = 1 << 20
 CHUNK = 64 << 10
@@ -273,6 +286,63 @@ def flip_unnoticed(dst: Path, name: str) -> None:
         query = "UPDATE landed SET ctime = ? WHERE entry_id = (SELECT id FROM entry WHERE path = ?)"
         db.execute(query, (path.stat().st_ctime_ns, os.fsencode(name)))
     db.close()
+
+
+def edit(src: Path, dice: random.Random) -> None:
+    """A percent of a large tree: written anew, gone, new, renamed, and with other modes."""
+    files = sorted(path for path in src.rglob("*") if path.is_file())
+    for path in dice.sample(files, len(files) // 50):
+        what = dice.randrange(5)
+        if what == 0:
+            path.unlink()
+        elif what == 1:
+            path.with_name(f"new-{dice.randrange(1 << 30):x}").write_bytes(dice.randbytes(50))
+        elif what == 2:
+            path.rename(path.with_name(f"other-{dice.randrange(1 << 30):x}"))
+        elif what == 3:
+            path.chmod(dice.choice((0o600, 0o640, 0o644)))
+        else:
+            path.write_bytes(dice.randbytes(dice.randrange(1, 3000)))
+
+
+def assert_true_ledger(dst: Path) -> None:
+    """What the ledger says of a file is so: its content, and all of its fingerprint."""
+    with sqlite3.connect(dst / ".tar_like/ledger.db") as db:
+        query = "SELECT path, digest, l.ino, l.ctime, size, mtime FROM entry JOIN landed l"
+        rows = db.execute(f"{query} ON id = entry_id").fetchall()
+    db.close()
+    assert len(rows) == len(visible_files(dst))
+    for path, digest, *known in rows:
+        file = dst / os.fsdecode(path)
+        st = file.lstat()
+        assert known == [st.st_ino, st.st_ctime_ns, st.st_size, st.st_mtime_ns], path
+        assert digest == blake3(file.read_bytes()).digest(), path
+
+
+def test_a_large_tree_whose_commit_is_killed_again_and_again(
+    work: Path, dice: random.Random
+) -> None:
+    src, dst = work / "src", work / "dst"
+    folder = dst / ".tar_like/transfers"
+    for number in range(100):
+        (src / f"{number // 10}/{number}").mkdir(parents=True)
+        for name in range(30):
+            data = dice.randbytes(dice.choice((0, 10, 1000)))
+            (src / f"{number // 10}/{number}/file{name}").write_bytes(data)
+    sync(src, dst)
+    for _ in range(4):
+        edit(src, dice)
+        touched = dice.choice([path for path in dst.rglob("file*") if path.is_file()])
+        touched.write_bytes(b"by somebody else")
+        with Proxy(dst) as proxy, Job("sync", src, proxy.url, "--delete") as job:
+            wait_for("a commit", lambda: list(folder.glob("*/verified.db")) or job.ended())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.process.wait(dice.uniform(0, 0.3))
+            proxy.kill()
+            job.kill()
+        sync(src, dst, "--delete")
+        assert_same(src, dst)
+        assert_true_ledger(dst)
 
 
 def test_a_sender_that_dies_while_it_answers_is_followed_by_another(work: Path, src: Path) -> None:
