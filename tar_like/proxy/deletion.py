@@ -115,14 +115,17 @@ class Extras:
                 stack.pop()
 
     def _known(self, path: bytes) -> str | None:
-        """The kind of the index's entry of this path."""
+        """The kind of the index's entry of this path, which is asked for once, in order."""
         row = self._row
         if row is not None and row[0] != path:
             key = sort_key(path)
             while row is not None and sort_key(row[0]) < key:
                 row = next(self._rows, None)
             self._row = row
-        return row[1] if row is not None and row[0] == path else None
+        if row is None or row[0] != path:
+            return None
+        self._row = next(self._rows, None)  # mostly the one that is asked for next
+        return row[1]
 
     def _extra(self, path: bytes, directory: bytes, name: bytes) -> Extra | None:
         try:
