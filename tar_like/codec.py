@@ -86,13 +86,18 @@ def decode(body: memoryview, lengths: list[int]) -> Body:
     if magic != _MAGIC or codec not in (PLAIN, LZ4) or bytes(body[5:8]) != b"\0\0\0":
         raise BlockInvalid("The body does not start with a block's header.")
     omissions = _omissions(body, count, len(lengths))
-    expected = sum(lengths) - sum(lengths[omission.piece] for omission in omissions)
-    if raw_length != expected:
-        raise BlockInvalid(f"The block claims {raw_length} bytes; the plan says {expected}.")
+    check_length(raw_length, omissions, lengths)
     payload = body[OVERHEAD + count * _OMISSION.size :]
     return Body(
         omissions, _plain(payload, raw_length) if codec == PLAIN else _inflate(payload, raw_length)
     )
+
+
+def check_length(raw: int, omissions: tuple[Omission, ...], lengths: list[int]) -> None:
+    """Raises BlockInvalid unless the pieces that are there have so many bytes."""
+    expected = sum(lengths) - sum(lengths[omission.piece] for omission in omissions)
+    if raw != expected:
+        raise BlockInvalid(f"The block claims {raw} bytes; the plan says {expected}.")
 
 
 def _omissions(body: memoryview, count: int, pieces: int) -> tuple[Omission, ...]:

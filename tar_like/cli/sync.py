@@ -121,9 +121,11 @@ def _sync_to_folder(
     from tar_like.proxy import durable
     from tar_like.proxy.server import Receiver, ServerOptions
 
+    # Who limits or compresses asks for something of the wire, though it is a short one.
+    over_http = bool(upload.limit) or upload.compress == "lz4"
     serving = ServerOptions(
         destination=options.target,
-        processes=min(upload.processes, cores),
+        processes=min(upload.processes, cores) if over_http else 1,
         jobs=cores,
         durability=durable.BY_NAME[config.durability(options.durability)],
     )
@@ -133,7 +135,10 @@ def _sync_to_folder(
             serving = replace(serving, shadow=shadow)
         receiver = stack.enter_context(Receiver(serving))
         upload = replace(
-            upload, urls=tuple(receiver.urls), trust=config.Trust(token=receiver.token)
+            upload,
+            urls=tuple(receiver.urls),
+            trust=config.Trust(token=receiver.token),
+            direct=None if over_http else receiver.direct,
         )
         code = _sync(options, build, upload, source, output, receiver.supersede, receiver.look)
         receiver.close(at_once=code in (OK, SOURCE_TROUBLE))

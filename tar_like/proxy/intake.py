@@ -37,26 +37,36 @@ class Block:
     size: int
     """Its raw bytes."""
     pieces: Pieces
-    digests: list[bytes]
-    """Of the pieces."""
     omissions: tuple[codec.Omission, ...]
 
     @classmethod
     def decode(cls, number: int, extents: list[Extent], body: memoryview, claimed: bytes) -> Self:
         """Raises BlockInvalid."""
         decoded = codec.decode(body, [extent.stop - extent.start for extent in extents])
-        pieces = list(_pieces(extents, decoded))
-        digests = _digests(pieces, decoded.omissions)
-        if digest.of_block(digests) != claimed:
+        block = cls.of(number, extents, decoded, claimed)
+        if digest.of_block(block.digests()) != claimed:
             raise BlockInvalid("The block's bytes do not have the digest it claims.")
+        return block
+
+    @classmethod
+    def of(cls, number: int, extents: list[Extent], body: codec.Body, known: bytes) -> Self:
+        """A block whose digest is known, since it was made of these very bytes.
+
+        Raises BlockInvalid for bytes that are more or less than the pieces have.
+        """
+        lengths = [extent.stop - extent.start for extent in extents]
+        codec.check_length(len(body.raw), body.omissions, lengths)
         return cls(
             number=number,
-            digest=claimed,
-            size=len(decoded.raw),
-            pieces=pieces,
-            digests=digests,
-            omissions=decoded.omissions,
+            digest=known,
+            size=len(body.raw),
+            pieces=list(_pieces(extents, body)),
+            omissions=body.omissions,
         )
+
+    def digests(self) -> list[bytes]:
+        """Those of the pieces, made anew."""
+        return _digests(self.pieces, self.omissions)
 
     def omitted(self, epoch: int) -> list[Omitted]:
         """What its receipt says is not in it."""
@@ -107,7 +117,7 @@ class Intake:
         """Mark the files whose bytes differ from those that arrived first."""
         changed = [
             extent.entry_id
-            for (extent, _), piece_digest in zip(block.pieces, block.digests, strict=True)
+            for (extent, _), piece_digest in zip(block.pieces, block.digests(), strict=True)
             if self._staged_digest(extent) != piece_digest
         ]
         if changed:

@@ -26,6 +26,7 @@ from tar_like.errors import IndexInvalid, TarLikeError, UsageError, cause
 from tar_like.index import Index
 from tar_like.process import die_with_parent
 from tar_like.proxy.access import Access
+from tar_like.proxy.direct import Direct
 from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.place import Destination
 from tar_like.proxy.verified import Verified
@@ -122,6 +123,11 @@ class Receiver:
             _run_child(parent, lambda: supervise(destination, sockets, options))
         for one in sockets:
             one.close()
+
+    def direct(self) -> Direct:
+        """In a process that this run has forked since: take in what it sends, past HTTP."""
+
+        return Direct(self._destination)
 
     def look(self) -> Look:
         """Begin to look whether everything is as the last commit left it."""

@@ -335,7 +335,15 @@ class Transfer:
         """
         with self._lock_plan() as plan:
             extents = plan.extents(block_no)
-        block = Block.decode(block_no, extents, body, claimed)
+        return self._take(Block.decode(block_no, extents, body, claimed))
+
+    def take(self, block_no: int, body: codec.Body, claimed: bytes) -> bool:
+        """``receive`` for who has just made the digest, of these very bytes, in this process."""
+        with self._lock_plan() as plan:
+            extents = plan.extents(block_no)
+        return self._take(Block.of(block_no, extents, body, claimed))
+
+    def _take(self, block: Block) -> bool:
         with self._in_use(shared=True):
             return not self.verified and self._intake.take(block)
 

@@ -33,6 +33,8 @@ class Made(NamedTuple):
     wire: int
     """Bytes to send."""
     omissions: list[Omission]
+    plain: memoryview
+    """What was read."""
 
 
 class BlockMaker:
@@ -62,7 +64,7 @@ class BlockMaker:
         raw = buffer[:length]
         block_digest = digest.of_block(_digests(pieces, raw, omissions))
         head, payload = codec.encode(raw, omissions, compress=compressor.wants(raw))
-        return Made(block_digest, [head, payload], length, len(head) + len(payload), omissions)
+        return Made(block_digest, [head, payload], length, len(head) + len(payload), omissions, raw)
 
 
 def _digests(pieces: Sequence[Piece], raw: memoryview, omissions: list[Omission]) -> list[bytes]:

@@ -106,12 +106,16 @@ class Client:
             self._session.trust_env = False  # no proxy leads to loopback
         if not trust.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        self._retry = tenacity.Retrying(
+        self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
             wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
             stop=tenacity.stop_after_attempt(attempts),
             reraise=True,
         )
+
+    def retried(self, work: Callable[[], T]) -> T:
+        """Do something, and do it again for a while as long as it fails by what may pass."""
+        return self._retrying(work)
 
     @property
     def url(self) -> str:
@@ -127,7 +131,7 @@ class Client:
 
     def transfers(self) -> list[Status]:
         """The transfers that are under way."""
-        response = self._retry(lambda: self._send("GET", ""))
+        response = self.retried(lambda: self._send("GET", ""))
         try:
             found = response.json()["transfers"]
             return [Status.from_json(json.dumps(one)) for one in found]
@@ -136,7 +140,7 @@ class Client:
 
     def look(self) -> Look:
         """Have the receiver begin to look whether its last tree is in place."""
-        response = self._retry(lambda: self._send("POST", "", json={}))
+        response = self.retried(lambda: self._send("POST", "", json={}))
         try:
             found = response.json()
             newest = found.get("newest")
@@ -175,7 +179,7 @@ class Client:
                 file.seek(0)
                 return self._status_once("PUT", transfer_id, what, data=file)
 
-            return self._retry(send)
+            return self.retried(send)
 
     def negotiate(
         self,
@@ -204,7 +208,7 @@ class Client:
             with open(path, "wb") as file:
                 self._fetch(f"/{transfer_id}/{what}", file)
 
-        self._retry(get)
+        self.retried(get)
 
     def _fetch(self, path: str, file: BinaryIO, *, method: str = "GET") -> None:
         response = self._send(method, path, stream=True)
@@ -222,7 +226,7 @@ class Client:
     def bitmaps(self, transfer_id: str) -> bytes:
         """Bits of the received blocks, then of the durable ones."""
         headers = {"Accept": BITMAP}
-        return self._retry(
+        return self.retried(
             lambda: self._send("GET", f"/{transfer_id}/blocks", headers=headers).content
         )
 
@@ -249,7 +253,7 @@ class Client:
             response = self._send("PUT", path, data=_Parts(body, self._pace), headers=headers)
             return response.status_code == 201
 
-        return self._retry(put)
+        return self.retried(put)
 
     def rehearse(self, transfer_id: str, path: str) -> None:
         """Get what a dry run would do into a new file; the receiver forgets it then."""
@@ -265,7 +269,7 @@ class Client:
         self._session.close()
 
     def _status(self, method: str, transfer_id: str, path: str, **options: Any) -> Status:
-        return self._retry(lambda: self._status_once(method, transfer_id, path, **options))
+        return self.retried(lambda: self._status_once(method, transfer_id, path, **options))
 
     def _status_once(self, method: str, transfer_id: str, path: str, **options: Any) -> Status:
         response = self._send(method, f"/{transfer_id}{path}", **options)

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tar_like.config import S3Settings, Trust
 from tar_like.rules import Rules
 from tar_like.upload.client import Client, Pace
-from tar_like.upload.range import BlockOutcome
+from tar_like.upload.range import BlockOutcome, Taker
 
 
 class Progress(Protocol):
@@ -58,6 +58,8 @@ class UploadOptions:
     """Have the receiver believe no fingerprint: it reads every file that may be kept."""
     look: str = ""
     """The token of the look that the receiver took meanwhile, if any."""
+    direct: Callable[[], Taker] | None = None
+    """Where the receiver is this run's own: makes what takes blocks in, in a process that sends."""
     s3: S3Settings | None = None
     """How to reach a bucket; without it, as the settings of the sending host say."""
 

@@ -52,11 +52,13 @@ class LocalDispatcher:
         return self._dial.bucket
 
     def _sender(self, sending: Sending, number: int, pace: Pace | None) -> RangeSender:
+        taker = self._options.direct() if self._options.direct is not None else None
         return RangeSender(
             self._options.client(number, pace),
             Plan(sending.plan_path, sending.index_path),
             open_source(self._options.source, self._options.s3),
-            compress=self._options.compress,
+            compress=self._options.compress if taker is None else "none",
+            taker=taker,
         )
 
     def stop(self) -> None:

@@ -191,5 +191,7 @@ def _run(
             for outcome in sender.send(blocks, stop=stop.is_set):
                 connection.send(outcome)
             connection.send(None)
+        if stop.is_set():  # nothing is committed then: what has arrived shall last
+            sender.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent needs no more

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-from tar_like.codec import REASONS
+from tar_like.codec import REASONS, Body
 from tar_like.errors import (
     Conflict,
     Forbidden,
@@ -54,11 +55,36 @@ _FATAL = (Unreachable, NoSpace, Unauthorized, Forbidden)
 """No other block would fare better."""
 
 
+class Taker(Protocol):
+    """A receiver in the sender's own process."""
+
+    def take(
+        self, transfer_id: str, plan_id: str, block_no: int, body: Body, claimed: bytes
+    ) -> bool:
+        """Take in a block with the digest that was made of it; False when it was there already.
+
+        Idempotent. Raises what ``Client.put_block`` does.
+        """
+
+    def close(self) -> None:
+        """Make what was taken last, and end."""
+
+
 class RangeSender:
     """Sends blocks of one transfer. One a process; not thread-safe."""
 
-    def __init__(self, client: Client, plan: Plan, source: Source, *, compress: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        plan: Plan,
+        source: Source,
+        *,
+        compress: str,
+        taker: Taker | None = None,
+    ) -> None:
+        """With a ``taker``, blocks go to it, and everything else to the client's receiver."""
         self._client = client
+        self._taker = taker
         self._plan = plan
         self._source = source
         self._maker = BlockMaker(source, plan.block_size)
@@ -92,10 +118,7 @@ class RangeSender:
             return BlockOutcome(block_no=block_no, error=str(error), fatal=True, retry=error.retry)
         troubles = tuple(_troubles(pieces, made))
         try:
-            new = self._client.put_block(
-                self._plan.index_id, self._plan.block_size, block_no, made.digest, made.body,
-                plan=self._plan.id,
-            )  # fmt: skip
+            new = self._deliver(block_no, made)
         except Conflict:
             # It arrived before with other bytes; the receiver has marked the files concerned.
             return BlockOutcome(block_no=block_no, new=False, troubles=troubles)
@@ -118,8 +141,21 @@ class RangeSender:
             troubles=troubles,
         )
 
+    def _deliver(self, block_no: int, made: Made) -> bool:
+        plan = self._plan
+        if self._taker is not None:
+            take, body = self._taker.take, Body(tuple(made.omissions), made.plain)
+            return self._client.retried(
+                lambda: take(plan.index_id, plan.id, block_no, body, made.digest)
+            )
+        return self._client.put_block(
+            plan.index_id, plan.block_size, block_no, made.digest, made.body, plan=plan.id
+        )
+
     def close(self) -> None:
         """Close source, plan and connection."""
+        if self._taker is not None:
+            self._taker.close()
         self._source.close()
         self._plan.close()
         self._client.close()
