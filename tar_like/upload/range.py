@@ -136,7 +136,7 @@ class RangeSender:
             block_no=block_no,
             digest=made.digest,
             raw=made.raw,
-            wire=made.wire,
+            wire=made.wire if self._taker is None else 0,
             new=new,
             troubles=troubles,
         )

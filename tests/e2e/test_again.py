@@ -57,11 +57,18 @@ def test_the_wire_s_bytes_are_those_of_index_questions_and_answers_too(
     work: Path, src: Path
 ) -> None:
     dst = work / "dst"
-    first = sync(src, dst)
+    first = sync(src, dst, "--limit", "1G")
     assert first["bytes_sent"] < first["wire_bytes"] < first["bytes_sent"] + 100_000
     assert sync(src, dst)["wire_bytes"] == 0
     (src / "folder").rename(src / "renamed")
     assert 0 < sync(src, dst)["wire_bytes"] < 100_000
+
+
+def test_blocks_that_go_past_the_wire_are_not_counted_as_if_they_went_over_it(
+    work: Path, src: Path
+) -> None:
+    summary = sync(src, work / "dst")
+    assert 0 < summary["wire_bytes"] < 100_000 < summary["bytes_sent"]
 
 
 def test_what_was_moved_or_copied_costs_no_bytes(work: Path, src: Path) -> None:
