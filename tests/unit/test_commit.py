@@ -13,6 +13,7 @@ import pytest
 from tar_like.errors import NotFound, UsageError
 from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.place import Destination
 from tar_like.wire import Status
 from tests import trees
@@ -497,6 +498,9 @@ def test_a_kept_file_that_was_changed_behind_our_back_is_not_called_verified(
     assert isinstance(report, Status)
     assert [failure.path for failure in report.failures] == ["d/e/large"]
     job.close()
+    ledger = Ledger(job.destination.ledger)
+    assert {row.path for row in ledger.with_paths([b"d/e/large", b"d/small"])} == {b"d/small"}
+    ledger.close()
     assert sync(source, dest) == {}
     assert_same(source, dest)
 
