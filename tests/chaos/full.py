@@ -145,7 +145,7 @@ class _Levels:
             self._remount(f"nr_inodes={found.f_files - found.f_ffree + inodes}")
         if nbytes is not None:
             used = (found.f_blocks - found.f_bfree) * found.f_frsize
-            self._remount(f"size={used + nbytes // 4096 * 4096}")
+            self._remount(f"size={max(4096, used + nbytes // 4096 * 4096)}")  # 0 is without end
 
     def _remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self._mount], check=True)

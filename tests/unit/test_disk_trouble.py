@@ -17,6 +17,7 @@ from tar_like.proxy import durable, room
 from tar_like.proxy.commit import Outcome
 from tar_like.proxy.receipts import ReceiptLog
 from tar_like.proxy.transfer import Transfer
+from tar_like.proxy.transfers import Transfers
 from tar_like.proxy.verified import Verified
 from tests.trees import assert_same
 from tests.unit.receiver import Job
@@ -229,4 +230,26 @@ def test_a_commit_needs_no_inode_to_say_that_there_is_none(
     monkeypatch.undo()
     assert isinstance(outcome, Outcome)
     assert outcome.http_status == 507
+    assert job.complete() == {}
+
+
+def test_a_commit_whose_report_cannot_be_synced_is_not_complete(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is there already, under its name; a power cut could take it away again."""
+    job.send()
+    sync = durable.sync_directory
+    reports = os.path.dirname(job.destination.report(job.id))
+
+    def failing_there(path: str) -> None:
+        if path == reports:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_directory", failing_there)
+        outcome = job.commit()
+    assert isinstance(outcome, Outcome) and outcome.error
+    assert job.destination.read_report(job.id) is not None
+    assert Transfers(job.destination, SimpleNamespace()).status(job.id).state != "complete"  # type: ignore[arg-type]
     assert job.complete() == {}
