@@ -2,9 +2,13 @@
 
     ranges that hold data > windows > FastCDC > one record for each chunk: length, digest
 
-Bytes that are put in or taken out move the chunks behind them and change none. The list of a
-file's chunks is its records end to end. A chunk's digest says where to look; it proves nothing:
-whoever uses a chunk has the file's own digest to compare in the end.
+Bytes that are put in or taken out move the chunks behind them and change none. A chunk's digest
+says where to look; it proves nothing: whoever uses a chunk has the file's own digest to compare in
+the end.
+
+Where the list of an older version is at hand, the new version is read along it: a chunk that is
+what came next in the old version has only to be compared, and is not cut. Its record then is one
+reference for all of such a run; ``expand`` has it as it would have been cut.
 
 Source of the cuts: FastCDC as in Xia et al., "The Design of Fast Content-Defined Chunking for
 Data Deduplication Based Storage Systems", 2020, as fastcdc-rs's v2020 cuts them.
@@ -13,10 +17,15 @@ Data Deduplication Based Storage Systems", 2020, as fastcdc-rs's v2020 cuts them
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_64_digest, xxh3_128_digest
 
 from tar_like import digest
 
@@ -29,25 +38,118 @@ WINDOW = 8 << 20
 _LEAST, _MOST = 16 << 10, 1 << 20
 _RECORD = struct.Struct("<I12s")
 RECORD = _RECORD.size
+_REFERENCE = struct.Struct("<IIII")
+"""No length; the first chunk of a run, by its number in the older version's list; how many; 0."""
+_COUNT, _RANGE = struct.Struct("<Q"), struct.Struct("<QQ")
+_SEAL = 8
 
 Read = Callable[[int, int], memoryview]
 """Given a range of a file, no longer than a window: its bytes, valid until the next call."""
 Ranges = Iterable[tuple[int, int]]
 
 
-class Chunk(NamedTuple):
-    """One chunk, where it lies in its file."""
+class ChunkList:
+    """The chunks of a file by number: the ranges that hold data, and a record for each chunk."""
 
-    start: int
-    stop: int
-    digest: bytes
+    def __init__(self, ranges: Ranges, records: bytes) -> None:
+        self.ranges = tuple(ranges)
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records) // RECORD
+
+    @cached_property
+    def lengths(self) -> array[int]:
+        """Of each chunk."""
+        words = array("I", self.records)
+        if sys.byteorder == "big":
+            words.byteswap()
+        return words[:: RECORD // 4]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each chunk begins in the file."""
+        found: list[int] = []
+        ends = list(accumulate(self.lengths, initial=0))
+        for start, stop in self.ranges:
+            shift = start - ends[len(found)]
+            last = bisect_left(ends, stop - shift)
+            found += [end + shift for end in ends[len(found) : last]]
+        return found
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        """The digest of each chunk."""
+        records = self.records
+        return [records[at + 4 : at + RECORD] for at in range(0, len(records), RECORD)]
+
+    @cached_property
+    def numbers(self) -> dict[bytes, int]:
+        """The chunks by digest; of several that are the same, one."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    def fits(self, average_size: int) -> bool:
+        """Whether the records cover just the ranges, with no chunk longer than may be."""
+        if len(self.records) % RECORD:
+            return False
+        if not self.records:
+            return not self.ranges
+        if min(self.lengths) < 1 or max(self.lengths) > longest(average_size):
+            return False
+        ends = list(accumulate(self.lengths))
+        position = last = 0
+        for start, stop in self.ranges:
+            position += stop - start
+            last = bisect_left(ends, position)
+            if last == len(ends) or ends[last] != position:
+                return False
+        return last == len(ends) - 1
+
+    def to_bytes(self) -> bytes:
+        """count:u64 (start:u64 stop:u64)... records, and 8 bytes of XXH3-64 over that."""
+        head = _COUNT.pack(len(self.ranges)) + b"".join(_RANGE.pack(*one) for one in self.ranges)
+        return head + self.records + xxh3_64_digest(head + self.records)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, average_size: int) -> ChunkList:
+        """Raises ValueError for what is no such list, of chunks of that average size."""
+        body = data[:-_SEAL]
+        if len(body) < _COUNT.size or xxh3_64_digest(body) != data[-_SEAL:]:
+            raise ValueError("The list of chunks is damaged.")
+        first = _COUNT.size + _RANGE.size * _COUNT.unpack_from(body)[0]
+        found = cls(
+            [(start, stop) for start, stop in _RANGE.iter_unpack(body[_COUNT.size : first])],
+            body[first:],
+        )
+        edges = [edge for one in found.ranges for edge in one]
+        if first > len(body) or edges != sorted(set(edges)) or not found.fits(average_size):
+            raise ValueError("The list of chunks does not fit its file.")
+        return found
 
 
 class Measured(NamedTuple):
-    """A file's digest, and its chunks as records."""
+    """A file's digest, and its chunks as records, or references to those of an older version."""
 
     digest: bytes
     chunks: bytes
+
+
+class Span(NamedTuple):
+    """Chunks in a row that two files share."""
+
+    new: int
+    """The number of the first one in the new file."""
+    old: int
+    many: int
+
+
+class Move(NamedTuple):
+    """Bytes of an old file that are the new one's."""
+
+    start: int
+    """In the new file."""
+    source: int
+    length: int
 
 
 def average(size: int) -> int:
@@ -69,17 +171,20 @@ def most_records(size: int, ranges: int, average_size: int) -> int:
 
 
 def measure(
-    read: Read, ranges: Ranges, size: int, average_size: int, algorithm: str = digest.DEFAULT
+    read: Read,
+    ranges: Ranges,
+    size: int,
+    average_size: int,
+    algorithm: str = digest.DEFAULT,
+    known: ChunkList | None = None,
 ) -> Measured:
     """Read a file once: its digest, holes between the ranges as zeros, and its chunks.
 
-    Raises what ``read`` raises.
+    ``known`` are those of an older version, in chunks of the same average. Raises what ``read``
+    raises.
     """
-    from pyfastcdc import FastCDC
-
-    cutter = FastCDC(average_size)
+    cutter: _Cutter = _Free(average_size) if known is None else _Led(average_size, known)
     hasher = digest.hasher(algorithm)
-    records: list[bytes] = []
     position = 0
     for start, stop in ranges:
         digest.add_zeros(hasher, start - position)
@@ -87,18 +192,102 @@ def measure(
         while position < stop:
             end = min(position + WINDOW, stop)
             window = read(position, end)
-            lengths = [chunk.length for chunk in cutter.cut_buf(window)]
-            if end < stop:
-                lengths.pop()  # where the window ends is no cut: this one is read again
-            used = 0
-            for length in lengths:
-                record = xxh3_128_digest(window[used : used + length])[:12]
-                records.append(_RECORD.pack(length, record))
-                used += length
+            used = cutter.cut(window, last=end == stop)
             hasher.update(window[:used])
             position += used
     digest.add_zeros(hasher, size - position)
-    return Measured(hasher.digest(), b"".join(records))
+    return Measured(hasher.digest(), b"".join(cutter.records()))
+
+
+class _Cutter(Protocol):
+    def cut(self, window: memoryview, *, last: bool) -> int:
+        """Cut bytes that follow on the last ones; returns how many were cut.
+
+        Unless they are the last ones of a range: where the window ends is no cut, so what is
+        left over comes again.
+        """
+
+    def records(self) -> list[bytes]:
+        """Of all that was cut."""
+
+
+class _Free:
+    """Cuts where the content says so."""
+
+    def __init__(self, average_size: int) -> None:
+        from pyfastcdc import FastCDC
+
+        self._cutter = FastCDC(average_size)
+        self._records: list[bytes] = []
+
+    def cut(self, window: memoryview, *, last: bool) -> int:
+        lengths = [chunk.length for chunk in self._cutter.cut_buf(window)]
+        if not last:
+            lengths.pop()
+        used = 0
+        for length in lengths:
+            name = of_chunk(window[used : used + length])
+            self._records.append(_RECORD.pack(length, name))
+            used += length
+        return used
+
+    def records(self) -> list[bytes]:
+        return self._records
+
+
+class _Led:
+    """Compares with what came next in an older version; cuts only where that is not there."""
+
+    def __init__(self, average_size: int, known: ChunkList) -> None:
+        from pyfastcdc import FastCDC
+
+        self._cutter = FastCDC(average_size)
+        self._longest = longest(average_size)
+        self._known = known
+        self._records: list[bytes] = []
+        self._first = self._next = 0
+        """The run of known chunks that was found last; the next one is looked for first."""
+
+    def cut(self, window: memoryview, *, last: bool) -> int:
+        lengths, names, size = self._known.lengths, self._known.names, len(window)
+        used, number, count = 0, self._next, len(lengths)
+        while used < size:
+            if number < count:
+                stop = used + lengths[number]
+                if stop > size and not last:
+                    break
+                if stop <= size and of_chunk(window[used:stop]) == names[number]:
+                    used, number = stop, number + 1
+                    continue
+            if size - used < self._longest and not last:
+                break
+            self._next = number
+            used += self._cut(window[used : used + self._longest])
+            number = self._next
+        self._next = number
+        return used
+
+    def _cut(self, view: memoryview) -> int:
+        """Cut one chunk, and see whether it is known."""
+        self._close()
+        length: int = next(self._cutter.cut_buf(view)).length
+        name = of_chunk(view[:length])
+        number = self._known.numbers.get(name)
+        if number is None:
+            self._records.append(_RECORD.pack(length, name))
+            self._first = self._next = len(self._known)
+        else:
+            self._first, self._next = number, number + 1
+        return length
+
+    def _close(self) -> None:
+        if self._first < self._next:
+            self._records.append(_REFERENCE.pack(0, self._first, self._next - self._first, 0))
+        self._first = self._next
+
+    def records(self) -> list[bytes]:
+        self._close()
+        return self._records
 
 
 def of_chunk(data: memoryview) -> bytes:
@@ -106,27 +295,62 @@ def of_chunk(data: memoryview) -> bytes:
     return xxh3_128_digest(data)[:12]
 
 
-def unpack(records: bytes, ranges: Ranges) -> Iterator[Chunk]:
-    """The chunks of a file, from its records and the ranges that hold its data."""
-    rows = _RECORD.iter_unpack(records)
-    for start, stop in ranges:
-        while start < stop:
-            length, name = next(rows)
-            yield Chunk(start, start + length, name)
-            start += length
+def expand(records: bytes, known: ChunkList | None, most: int) -> tuple[bytes, list[Span]]:
+    """Records without references, and the runs of chunks that these stood for.
 
-
-def fits(records: bytes, ranges: Ranges, average_size: int) -> bool:
-    """Whether records that somebody else made cover just these ranges."""
+    Raises ValueError for references to what is not known, and for more than ``most`` records.
+    """
     if len(records) % RECORD:
-        return False
-    lengths = [row[0] for row in _RECORD.iter_unpack(records)]
-    if any(not 0 < length <= longest(average_size) for length in lengths):
-        return False
-    rows = iter(lengths)
-    for start, stop in ranges:
-        while start < stop:
-            start += next(rows, stop - start + 1)  # too far, where there are none left
-        if start != stop:
-            return False
-    return next(rows, None) is None
+        raise ValueError("The records are cut short.")
+    old = b"" if known is None else known.records
+    found: list[bytes] = []
+    spans: list[Span] = []
+    total = kept = 0
+    for at in range(0, len(records), RECORD):
+        length, first, count, _ = _REFERENCE.unpack_from(records, at)
+        if length:
+            total += 1
+            continue
+        if not count or RECORD * (first + count) > len(old) or total + count > most:
+            raise ValueError("A reference is to what is not known.")
+        found += (records[kept:at], old[RECORD * first : RECORD * (first + count)])
+        spans.append(Span(total, first, count))
+        total, kept = total + count, at + RECORD
+    found.append(records[kept:])
+    if total > most:
+        raise ValueError("There are more chunks than can be.")
+    return b"".join(found), spans
+
+
+def shared(new: ChunkList, old: ChunkList) -> list[Span]:
+    """The runs of chunks of one file that another has, too."""
+    spans: list[Span] = []
+    numbers = old.numbers
+    for at, name in enumerate(new.names):
+        number = numbers.get(name)
+        if number is None:
+            continue
+        if spans:
+            first, source, count = spans[-1]
+            if (first + count, source + count) == (at, number):
+                spans[-1] = Span(first, source, count + 1)
+                continue
+        spans.append(Span(at, number, 1))
+    return spans
+
+
+def moves(spans: Iterable[Span], new: ChunkList, old: ChunkList) -> Iterator[Move]:
+    """The ranges of bytes that runs of chunks come to; holes divide them."""
+    for span in spans:
+        start, source = new.starts[span.new], old.starts[span.old]
+        last = span.many - 1
+        before = sum(new.lengths[span.new : span.new + last])
+        if (new.starts[span.new + last], old.starts[span.old + last]) == (
+            start + before,
+            source + before,
+        ):
+            yield Move(start, source, before + new.lengths[span.new + last])
+        else:
+            half = span.many // 2
+            rest = Span(span.new + half, span.old + half, span.many - half)
+            yield from moves((span._replace(many=half), rest), new, old)

@@ -85,6 +85,8 @@ class Status:
     """Names that were removed because the index does not list them."""
     held: str = ""
     """Why nothing was deleted although the rules say so."""
+    again: int = 0
+    """Failures that the same run once more is to mend; when ``complete``."""
     questions: int = 0
     """How many questions the receiver has before it makes the plan; while ``open``."""
     failures: list[Failure] = field(default_factory=list)

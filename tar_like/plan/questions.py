@@ -1,6 +1,7 @@
 """Questions: what the receiver wants to know of files before it makes the plan.
 
     receiver: candidates for the content of a file > a question > questions.db
+              (with the chunks of the older version, where they are remembered)
     sender:   reads the file > its digest, and its chunks where they are asked for > answers.db
 
 A question concerns a file that the receiver may hold already, under this name or another, whole
@@ -10,18 +11,19 @@ or in part. The sender may leave any unanswered: what is not known is sent.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from tar_like import chunks, digest
-from tar_like.database import Damaged, connect_readonly, damage, scratch
+from tar_like.chunks import ChunkList
+from tar_like.database import MAX_VALUE, Damaged, connect_readonly, damage, scratch
 from tar_like.errors import AnswersInvalid, IndexInvalid
 from tar_like.index import Index
 from tar_like.plan.segments import Segments
 
 QUESTIONS_ID = 0x544C5154  # "TLQT"
 ANSWERS_ID = 0x544C414E  # "TLAN"
-VERSION = 2
+VERSION = 3
 META = """CREATE TABLE meta (
   key TEXT PRIMARY KEY,
   value TEXT NOT NULL
@@ -29,7 +31,8 @@ META = """CREATE TABLE meta (
 QUESTION = """CREATE TABLE question (
   entry_id INTEGER PRIMARY KEY,
   average INTEGER NOT NULL,
-  twin INTEGER NOT NULL
+  twin INTEGER NOT NULL,
+  known BLOB NOT NULL
 )"""
 ANSWER = """CREATE TABLE answer (
   entry_id INTEGER PRIMARY KEY,
@@ -54,14 +57,29 @@ class Answer(NamedTuple):
     digest: bytes
     """By the algorithm of the questions; empty where the file could not be read."""
     chunks: bytes
-    """Records of ``tar_like.chunks``; empty where they were not asked for."""
+    """Records of ``tar_like.chunks``, references to the known ones among them; empty where they
+    were not asked for."""
 
 
-def write_questions(path: str, index_id: str, algorithm: str, rows: Iterable[Question]) -> int:
-    """Write questions to a new file; returns how many there are."""
+def _nothing(_: Question) -> None:
+    return None
+
+
+def write_questions(
+    path: str,
+    index_id: str,
+    algorithm: str,
+    rows: Iterable[Question],
+    known: Callable[[Question], ChunkList | None] = _nothing,
+) -> int:
+    """Write questions to a new file; returns how many there are.
+
+    ``known`` gives the chunks of what may be an older version of a file.
+    """
     db = _create(path, QUESTIONS_ID, QUESTION)
     try:
-        db.executemany("INSERT INTO question VALUES (?, ?, ?)", rows)
+        full = ((*row, _value(known(row))) for row in rows)
+        db.executemany("INSERT INTO question VALUES (?, ?, ?, ?)", full)
         count = int(db.execute("SELECT count(*) FROM question").fetchone()[0])
         meta = {"index": index_id, "algorithm": algorithm, "count": str(count)}
         db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
@@ -69,6 +87,11 @@ def write_questions(path: str, index_id: str, algorithm: str, rows: Iterable[Que
     finally:
         db.close()
     return count
+
+
+def _value(known: ChunkList | None) -> bytes:
+    data = b"" if known is None else known.to_bytes()
+    return data if len(data) <= MAX_VALUE else b""
 
 
 def write_answers(path: str, index_id: str, rows: Iterable[Answer]) -> None:
@@ -104,6 +127,7 @@ class Questions:
             raise IndexInvalid(text) from None
         if meta.get("index") != index_id:
             raise IndexInvalid("The receiver's questions belong to another index.")
+        self.path = path
         self.algorithm = digest.checked(str(meta.get("algorithm")))
         self.count = int(meta.get("count", "0"))
 
@@ -118,6 +142,20 @@ class Questions:
             "SELECT entry_id, average, twin FROM question WHERE entry_id = ?", (entry_id,)
         ).fetchone()
         return None if row is None else Question(row[0], row[1], bool(row[2]))
+
+    def known(self, question: Question) -> ChunkList | None:
+        """The chunks of an older version of its file, if the receiver has said them.
+
+        Raises IndexInvalid for what is no such list.
+        """
+        query = "SELECT known FROM question WHERE entry_id = ?"
+        (value,) = self._db.execute(query, (question.entry_id,)).fetchone()
+        if not value:
+            return None
+        try:
+            return ChunkList.from_bytes(value, question.average)
+        except (ValueError, TypeError) as error:
+            raise IndexInvalid(f"The receiver's questions cannot be read ({error}).") from None
 
     def longest_answer(self, index: Index) -> int:
         """Bytes that a file of answers cannot exceed."""
@@ -185,7 +223,20 @@ def _check_answer(
     if len(row.digest) not in (0, size) or (row.chunks and not (question.average and row.digest)):
         raise AnswersInvalid(f"The answer about entry {row.entry_id} is none to the question.")
     ranges = segments.of(index.entry(row.entry_id))
-    if row.chunks and not chunks.fits(row.chunks, ranges, question.average):
+    if row.chunks:
+        _check_chunks(row, question, questions.known(question), ranges)
+
+
+def _check_chunks(
+    row: Answer, question: Question, known: ChunkList | None, ranges: list[tuple[int, int]]
+) -> None:
+    size = sum(stop - start for start, stop in ranges)
+    most = chunks.most_records(size, len(ranges), question.average)
+    try:
+        records, _ = chunks.expand(row.chunks, known, most)
+    except ValueError as error:
+        raise AnswersInvalid(f"The chunks of entry {row.entry_id}: {error}") from None
+    if not ChunkList(ranges, records).fits(question.average):
         raise AnswersInvalid(f"The chunks of entry {row.entry_id} do not cover its file.")
 
 

@@ -4,8 +4,11 @@
     the same content elsewhere    > copied into staging (shared, where the filesystem can)
     an older version at its path  > the chunks that both have, copied; the others are sent
 
-Whatever is used is proven by reading it: a whole file by its digest, a chunk by its own. What does
-not hold is sent. Nothing but staging is ever written to.
+Whatever is used is proven by reading it: a whole file by its digest, a chunk by its own, and what
+does not hold is sent. Only of a file that still has the ledger's fingerprint the chunks that are
+remembered are *believed*: the commit reads all of the new version anyway, and if it is not right
+the same run makes it once more, when the ledger knows nothing of it. Nothing but staging is ever
+written to.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tar_like import chunks, digest
-from tar_like.chunks import Chunk
+from tar_like.chunks import ChunkList, Move, Span
 from tar_like.dirfd import Walker
 from tar_like.index import Index
 from tar_like.layout import PAGE, Entry, round_up
-from tar_like.plan.questions import Answer, Answers, Questions
+from tar_like.plan.questions import Answer, Answers, Question, Questions
 from tar_like.plan.segments import Segments
 from tar_like.proxy.chunkcache import ChunkCache, name_of_file
 from tar_like.proxy.durable import write_all
@@ -58,6 +61,8 @@ class Provided:
     """It is in its place."""
     missing: tuple[tuple[int, int], ...] | None = None
     """It is staged but for these ranges, in order, of whole pages; None when it is kept."""
+    believed: bool = False
+    """What is staged was not read."""
 
 
 class Assembler:
@@ -84,15 +89,16 @@ class Assembler:
 
         What cannot be had beforehand is left for later.
         """
-        question = self._questions.find(task.entry_id) if self._questions else None
-        if question is None or not question.average:
+        question = self._asked(task.entry_id)
+        if self._questions is None or question is None:
             return
         entry = self._index.entry(task.entry_id)
         fd = self._open(entry.path)
         if fd is None:
             return
         try:
-            self._chunks_of(fd, task.basis, question.average)
+            if self._questions.known(question) is None:
+                self._list_of(fd, question.average)
             if self._is_solid(entry):
                 self._clone(fd, entry)
         except OSError:
@@ -100,35 +106,44 @@ class Assembler:
         finally:
             os.close(fd)
 
+    def _asked(self, entry_id: int) -> Question | None:
+        """What was asked about a file's chunks."""
+        question = self._questions.find(entry_id) if self._questions else None
+        return question if question is not None and question.average else None
+
     def _is_solid(self, entry: Entry) -> bool:
         """Whether a file has no holes: then no byte of a copy of something else can stay in it."""
         return Segments(self._index).of(entry) == [(0, entry.size)]
 
     def _clone(self, source: int, entry: Entry) -> None:
-        """Stage a copy of an older version; what of it is right will be seen."""
+        """Lay a copy of an older version aside; how much of it is of use will be seen."""
+        before = name_of_file(os.fstat(source))
         staged = self._stage(entry)
         try:
             for start, stop in data_of(source, min(entry.size, os.fstat(source).st_size)):
                 copy_range(source, start, staged, start, stop - start)
         finally:
             os.close(staged)
+        if name_of_file(os.fstat(source)) == before:
+            self._staging.lay_aside(entry.id, before)
 
     def __call__(self, task: Task) -> Provided | None:
         """What can be had of a file here; None for nothing. Raises OSError, NoSpace."""
         entry = self._index.entry(task.entry_id)
+        prepared = self._asked(entry.id) is not None and self._take_prepared(entry)
         answer = self._answers.find(entry.id) if self._answers else None
         wanted = entry.hash or (answer.digest if answer else b"")
         if not wanted:
             return None
         if task.at_size == entry.size:
-            kept = self._keep(entry, wanted)
+            kept = self._keep(entry, task.basis, wanted)
             if kept is not None:
                 return Provided(entry_id=entry.id, digest=wanted, kept=kept)
         try:
             if any(self._copy(entry, row, wanted) for row in task.sources):
                 return Provided(entry_id=entry.id, digest=wanted, missing=())
             if answer is not None and answer.chunks:
-                return self._patch(entry, task.basis, answer, wanted)
+                return self._patch(entry, task.basis, answer, wanted, prepared=prepared)
         except OSError as error:
             raise mapped(error) from None
         return None
@@ -140,13 +155,15 @@ class Assembler:
         except OSError:
             return None
 
-    def _keep(self, entry: Entry, wanted: bytes) -> Landed | None:
-        """The file at the entry's path, if it has the digest."""
+    def _keep(self, entry: Entry, basis: Row | None, wanted: bytes) -> Landed | None:
+        """The file at the path, if it has the digest; ``basis`` may know that it has not."""
         fd = self._open(entry.path)
         if fd is None:
             return None
         try:
             before = os.fstat(fd)
+            if basis is not None and basis.is_of(before) and basis.digest != wanted:
+                return None
             if before.st_size != entry.size or self._digest(fd, entry.size) != wanted:
                 return None
             after = os.fstat(fd)
@@ -185,70 +202,70 @@ class Assembler:
         os.ftruncate(fd, entry.size)
         return fd
 
+    def _take_prepared(self, entry: Entry) -> bool:
+        """Whether what is staged is a copy of the file at the entry's path, as that is now."""
+        old = self._open(entry.path)
+        if old is None:
+            return False
+        try:
+            return self._staging.take_aside(entry.id, name_of_file(os.fstat(old)))
+        finally:
+            os.close(old)
+
     def _patch(
-        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes
+        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes, *, prepared: bool
     ) -> Provided | None:
         """Stage what a new version shares with the file at its path."""
-        question = self._questions.find(entry.id) if self._questions else None
+        question = self._asked(entry.id)
+        if self._questions is None or question is None:
+            return None
         old = self._open(entry.path)
-        if old is None or question is None:
+        if old is None:
             return None
         try:
-            known = {chunk.digest: chunk for chunk in self._chunks_of(old, basis, question.average)}
+            said = self._questions.known(question)
+            known = said or self._list_of(old, question.average)
             ranges = Segments(self._index).of(entry)
-            new = list(chunks.unpack(answer.chunks, ranges))
+            most = chunks.most_records(entry.size, len(ranges), question.average)
+            records, spans = chunks.expand(answer.chunks, said, most)
+            new = ChunkList(ranges, records)
             self._cache.write(wanted.hex(), question.average, new)
-            shared = [(chunk, known[chunk.digest]) for chunk in new if chunk.digest in known]
-            if not shared:
+            if said is None:
+                spans = chunks.shared(new, known)
+            if not spans:
                 return None
-            staged = self._prepared(entry) or self._stage(entry)
+            staged = self._staging.reopen(entry.id) if prepared else self._stage(entry)
             try:
-                holds = self._bring(old, staged, shared)
-                missing = tuple(_missing(ranges, holds, entry.size))
-                if not missing and self._digest(staged, entry.size) != wanted:
+                moves = list(chunks.moves(spans, new, known))
+                for move in moves:
+                    if not (prepared and move.start == move.source):
+                        copy_range(old, move.source, staged, move.start, move.length)
+                believed = said is not None and basis is not None and basis.is_of(os.fstat(old))
+                if not believed:
+                    moves = list(chunks.moves(self._proven(staged, spans, new), new, new))
+                missing = tuple(_missing(ranges, moves, entry.size))
+                if not missing and not believed and self._digest(staged, entry.size) != wanted:
                     return None
             finally:
                 os.close(staged)
         finally:
             os.close(old)
-        return Provided(entry_id=entry.id, digest=wanted, missing=missing)
+        return Provided(entry_id=entry.id, digest=wanted, missing=missing, believed=believed)
 
-    def _prepared(self, entry: Entry) -> int | None:
-        """What was staged beforehand, if it can be of use: its content is yet to be proven."""
-        try:
-            staged = self._staging.reopen(entry.id)
-        except FileNotFoundError:
-            return None
-        if os.fstat(staged).st_size == entry.size and self._is_solid(entry):
-            return staged
-        os.close(staged)
-        return None
+    def _proven(self, fd: int, spans: list[Span], new: ChunkList) -> Iterator[Span]:
+        """Those chunks of a staged file that are what they should be."""
+        for span in spans:
+            for number in range(span.new, span.new + span.many):
+                view = self._buffer[: new.lengths[number]]
+                if os.preadv(fd, [view], new.starts[number]) == len(view) and (
+                    chunks.of_chunk(view) == new.names[number]
+                ):
+                    yield Span(number, number, 1)
 
-    def _bring(self, old: int, staged: int, shared: list[tuple[Chunk, Chunk]]) -> list[Chunk]:
-        """Get shared chunks into a staged file; returns those that are proven to be there."""
-        there = {
-            new for new, known in shared if new.start == known.start and self._holds(staged, new)
-        }
-        for run in _runs(pair for pair in shared if pair[0] not in there):
-            self._copy_run(old, staged, run)
-        return [new for new, _ in shared if new in there or self._holds(staged, new)]
-
-    @staticmethod
-    def _copy_run(old: int, staged: int, run: list[tuple[Chunk, Chunk]]) -> None:
-        new, known = run[0]
-        copy_range(old, known.start, staged, new.start, run[-1][0].stop - new.start)
-
-    def _holds(self, fd: int, chunk: Chunk) -> bool:
-        view = self._buffer[: chunk.stop - chunk.start]
-        return os.preadv(fd, [view], chunk.start) == len(view) and (
-            chunks.of_chunk(view) == chunk.digest
-        )
-
-    def _chunks_of(self, fd: int, row: Row | None, average: int) -> list[Chunk]:
-        """The chunks of a file in the destination, remembered if that can be."""
+    def _list_of(self, fd: int, average: int) -> ChunkList:
+        """The chunks of a file in the destination as it is now; none of one that is changing."""
         st = os.fstat(fd)
-        known = row is not None and row.is_of(st)
-        name = row.digest.hex() if row is not None and known else name_of_file(st)
+        name = name_of_file(st)
         found = self._cache.read(name, average)
         if found is None:
             ranges = list(data_of(fd, st.st_size))
@@ -257,8 +274,8 @@ class Assembler:
                     lambda start, stop: self._read(fd, start, stop), ranges, st.st_size, average
                 )
             except EOFError:
-                return []  # it is being changed
-            found = list(chunks.unpack(measured.chunks, ranges))
+                return ChunkList((), b"")
+            found = ChunkList(ranges, measured.chunks)
             self._cache.write(name, average, found)
         return found
 
@@ -312,19 +329,7 @@ def copy_range(source: int, start: int, target: int, offset: int, length: int) -
         start, offset, length = start + done, offset + done, length - done
 
 
-def _runs(shared: Iterable[tuple[Chunk, Chunk]]) -> Iterator[list[tuple[Chunk, Chunk]]]:
-    """Pairs of new and old chunks, together where both follow on each other."""
-    run: list[tuple[Chunk, Chunk]] = []
-    for new, old in shared:
-        if run and not (new.start == run[-1][0].stop and old.start == run[-1][1].stop):
-            yield run
-            run = []
-        run.append((new, old))
-    if run:
-        yield run
-
-
-def _missing(ranges: Ranges, present: Iterable[Chunk], size: int) -> Iterator[tuple[int, int]]:
+def _missing(ranges: Ranges, present: Iterable[Move], size: int) -> Iterator[tuple[int, int]]:
     """What is left of ranges, widened to pages: no page of a file is ever in two blocks."""
     first = last = -1
     for start, stop in _left(ranges, present):
@@ -338,14 +343,14 @@ def _missing(ranges: Ranges, present: Iterable[Chunk], size: int) -> Iterator[tu
         yield first, last
 
 
-def _left(ranges: Ranges, present: Iterable[Chunk]) -> Iterator[tuple[int, int]]:
+def _left(ranges: Ranges, present: Iterable[Move]) -> Iterator[tuple[int, int]]:
     rest = iter(present)
-    chunk = next(rest, None)
+    move = next(rest, None)
     for start, stop in ranges:
-        while chunk is not None and chunk.start < stop:
-            if chunk.start > start:
-                yield start, chunk.start
-            start = chunk.stop
-            chunk = next(rest, None)
+        while move is not None and move.start < stop:
+            if move.start > start:
+                yield start, move.start
+            start = move.start + move.length
+            move = next(rest, None)
         if start < stop:
             yield start, stop

@@ -1,9 +1,9 @@
 """The chunks of files that lie in the destination, remembered.
 
-    DEST/.tar_like/chunks/NAME.AVERAGE     rows of start:u64 length:u32 digest:12 bytes
+    DEST/.tar_like/chunks/NAME.AVERAGE     a ChunkList
 
 The name is the digest of the file's content where that is known, else what tells the file from
-others now. What a list says is proven each time when it is used, so a wrong one costs time only.
+others now. A wrong list costs time only: what is made by it is compared with the file's digest.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import struct
 from collections.abc import Iterable
 
-from tar_like.chunks import Chunk
+from tar_like.chunks import ChunkList
 from tar_like.dirfd import open_file
-
-_ROW = struct.Struct("<QI12s")
 
 
 class ChunkCache:
@@ -26,23 +23,21 @@ class ChunkCache:
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
-    def read(self, name: str, average: int) -> list[Chunk] | None:
+    def read(self, name: str, average: int) -> ChunkList | None:
         """A list; None when it is not there or damaged."""
         try:
             with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
-                rows = _ROW.iter_unpack(file.read())
-                return [Chunk(start, start + length, found) for start, length, found in rows]
-        except (OSError, struct.error):
+                return ChunkList.from_bytes(file.read(), average)
+        except (OSError, ValueError):
             return None
 
-    def write(self, name: str, average: int, chunks: Iterable[Chunk]) -> None:
+    def write(self, name: str, average: int, chunks: ChunkList) -> None:
         """Keep a list, if there is room for it."""
         temporary = os.path.join(self._folder, f"{secrets.token_hex(8)}.tmp")
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             with open(temporary, "wb") as file:
-                for start, stop, found in chunks:
-                    file.write(_ROW.pack(start, stop - start, found))
+                file.write(chunks.to_bytes())
             os.replace(temporary, self._path(name, average))
 
     def keep(self, names: Iterable[str]) -> None:

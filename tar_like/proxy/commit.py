@@ -19,7 +19,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
@@ -142,7 +142,7 @@ class _Commit:
         self._adoption = Adoption(self._path, destination.donors_folder(transfer_id))
         self._progress = _Progress(self._path)
         self._rules = Rules.read(self._path)
-        self._deleted = self._passed = 0
+        self._deleted = self._passed = self._again = 0
         self._undeleted: list[Failure] = []
         self._held = ""
         name = self._rules.snapshot
@@ -173,7 +173,7 @@ class _Commit:
             if not self._verified and (revoked := self._verify(pool)):
                 return Outcome(token="", revoked=revoked)
             changed = self._verified.changed()
-            failures += map(self._changed, changed)
+            failures += self._wrong(changed)
             lost = self._adoption.stage(self._index, self._verified)
             failures += map(self._damaged, lost - set(changed))
             failures += self._apply(pool)
@@ -291,8 +291,17 @@ class _Commit:
         )
         log.close()
 
-    def _changed(self, entry_id: int) -> Failure:
-        return Failure(shown(self._index.entry(entry_id).path), "changed", source=True)
+    def _wrong(self, changed: list[int]) -> Iterator[Failure]:
+        """Files that are not what they should be: by the source's fault, or by what was here."""
+        with contextlib.closing(Kept(os.path.join(self._path, "kept.db"))) as kept:
+            for entry_id in changed:
+                path = shown(self._index.entry(entry_id).path)
+                if kept.believed(entry_id):
+                    self._again += 1
+                    text = "its older version is not what it was: run the same again"
+                    yield Failure(path, text, source=False)
+                else:
+                    yield Failure(path, "changed", source=True)
 
     def _damaged(self, entry_id: int) -> Failure:
         text = "what an earlier run staged of it is damaged: run the same again"
@@ -418,6 +427,7 @@ class _Commit:
             entries=self._index.entry_count,
             committed=self._index.entry_count - len(failures),
             passed=self._passed,
+            again=self._again,
             deleted=self._deleted,
             rules=self._rules.to_json(),
             held=self._held,

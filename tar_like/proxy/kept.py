@@ -1,7 +1,9 @@
 """What of a transfer is not sent, since the destination has its bytes.
 
 kept.db = landed(entry_id, digest, ino, ctime)   in its place already
-        + assembled(entry_id, digest, whole)     staged, wholly or in part, from local content
+        + assembled(entry_id, digest, whole, believed)
+                                                 staged, wholly or in part, from local content,
+                                                 which was not read if it is believed
         + twin(entry_id, first)                  the same as an earlier file that is sent
         + passed(entry_id)                       of whatever kind: the rules leave it as it is
         + ledger(plan)                           the plan by which the ledger was made
@@ -26,7 +28,8 @@ _TABLES = (
     """CREATE TABLE assembled (
   entry_id INTEGER PRIMARY KEY,
   digest BLOB NOT NULL,
-  whole INTEGER NOT NULL
+  whole INTEGER NOT NULL,
+  believed INTEGER NOT NULL
 )""",
     """CREATE TABLE twin (
   entry_id INTEGER PRIMARY KEY,
@@ -81,6 +84,11 @@ class Kept:
             "SELECT digest FROM assembled WHERE entry_id = ? AND NOT whole", (entry_id,)
         ).fetchone()
         return None if row is None else bytes(row[0])
+
+    def believed(self, entry_id: int) -> bool:
+        """Whether a file was assembled without a look at its content."""
+        query = "SELECT 1 FROM assembled WHERE entry_id = ? AND believed"
+        return self._db.execute(query, (entry_id,)).fetchone() is not None
 
     def whole(self) -> Iterator[tuple[int, bytes]]:
         """(entry id, digest) of files that are staged whole, by entry."""

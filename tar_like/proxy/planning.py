@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
-from tar_like.chunks import SMALLEST_FILE
-from tar_like.dirfd import open_file
+from tar_like.chunks import SMALLEST_FILE, ChunkList
+from tar_like.dirfd import Walker, open_file
 from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
@@ -30,6 +30,7 @@ from tar_like.plan.questions import Answers, Question, Questions, write_question
 from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, survey
 from tar_like.proxy.assemble import Assembler, Provided, Task
+from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
 from tar_like.proxy.look import find_touched
@@ -157,13 +158,13 @@ class Planning:
                 return
             if not os.path.exists(self._file("survey.db")):
                 self._survey(folder, wish)
-            if not (wish.ask and self._waits_for_answers(folder)):
+            if not (wish.ask and self._waits_for_answers(folder, wish)):
                 self._plan(folder, wish)
 
-    def _waits_for_answers(self, folder: str) -> bool:
+    def _waits_for_answers(self, folder: str, wish: Wish) -> bool:
         if os.path.exists(self._file("answers.db")):
             return False
-        return os.path.exists(self._file("questions.db")) or self._ask(folder)
+        return os.path.exists(self._file("questions.db")) or self._ask(folder, wish)
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[str]:
@@ -229,23 +230,37 @@ class Planning:
             return ""  # nobody has looked there
         return find_touched(self._destination, token)
 
-    def _publish_questions(self, folder: str, rows: Iterable[Question]) -> bool:
+    def _publish_questions(
+        self,
+        folder: str,
+        rows: Iterable[Question],
+        known: Callable[[Question], ChunkList | None] = lambda _: None,
+    ) -> bool:
         """Publish the questions, if there are any."""
         temporary = os.path.join(folder, "questions.db")
-        if not write_questions(temporary, self._index.id, self._index.digest, rows):
+        if not write_questions(temporary, self._index.id, self._index.digest, rows, known):
             return False
         self._destination.durability.publish(temporary, self._file("questions.db"))
         return True
 
-    def _ask(self, folder: str) -> bool:
+    def _ask(self, folder: str, wish: Wish) -> bool:
         """Publish the questions, if there are any, and read what the answers will be held to."""
         ledger, algorithm = self._basis.ledger, self._index.digest
         rows = survey.questions(self._file("survey.db"), ledger, algorithm)
-        if not self._publish_questions(folder, rows):
-            return False
+        with _Remembered(self._index, self._basis, self._ledger(wish), self._destination) as known:
+            if not self._publish_questions(folder, rows, known):
+                return False
         with _Pool(self._jobs, self._destination, self._path) as pool:
-            pool.prepare(self._tasks(known=False))
+            pool.prepare(self._tasks(wish, known=False))
         return True
+
+    def _ledger(self, wish: Wish) -> str:
+        """The ledger whose word is enough for the content of older versions; empty for none.
+
+        A snapshot is made once: what was believed in vain could not be made good.
+        """
+        basis = self._basis
+        return "" if wish.checksum or Rules.read(self._path).snapshot else basis.ledger
 
     def _plan(self, folder: str, wish: Wish) -> None:
         """Assemble, then plan what is left."""
@@ -256,7 +271,7 @@ class Planning:
             found.copy_kept(db)
             sorter = _Sorter(db)
             with _Pool(self._jobs, self._destination, self._path) as pool:
-                for provided in pool.assemble(self._tasks(known=True)):
+                for provided in pool.assemble(self._tasks(wish, known=True)):
                     sorter.take(provided)
             if sorter.staged:
                 self._sync()
@@ -295,13 +310,13 @@ class Planning:
     def _entries(self, found: survey.Survey) -> Iterator[Entry]:
         return (self._index.entry(entry_id) for entry_id, _ in found.lacking())
 
-    def _tasks(self, *, known: bool) -> Iterator[Task]:
+    def _tasks(self, wish: Wish, *, known: bool) -> Iterator[Task]:
         """Lacking files whose content may be here; ``known``: also those to be looked up."""
         found = survey.Survey(self._file("survey.db"))
         digest_of = self._digest_of()
         by_digest: dict[bytes, tuple[Row, ...]] = {}
         try:
-            by_path = self._bases()
+            by_path = self._bases(wish)
             if known:
                 by_digest = self._sources(map(digest_of, self._entries(found)))
             for entry_id, at_size in found.lacking():
@@ -313,13 +328,15 @@ class Planning:
         finally:
             found.close()
 
-    def _bases(self) -> dict[bytes, Row]:
+    def _bases(self, wish: Wish) -> dict[bytes, Row]:
         """What the ledger knows of the older versions of files whose chunks are asked for."""
         asked = self._file("questions.db")
         if not os.path.exists(asked):
             return {}
-        questions, ledger = Questions(asked, self._index.id), Ledger(self._basis.ledger)
+        questions, ledger = Questions(asked, self._index.id), Ledger(self._ledger(wish))
         try:
+            if ledger.algorithm != self._index.digest:
+                return {}
             paths = (self._index.entry(one.entry_id).path for one in questions if one.average)
             return {row.path: row for row in ledger.with_paths(paths)}
         finally:
@@ -363,6 +380,36 @@ class Planning:
             os.close(fd)
 
 
+class _Remembered:
+    """The chunks of older versions, where the ledger knows that they are what lies there."""
+
+    def __init__(self, index: Index, basis: Basis, ledger: str, destination: Destination) -> None:
+        self._index = index
+        self._ledger = Ledger(ledger)
+        self._walker = Walker(basis.root)
+        self._cache = ChunkCache(destination.chunks)
+
+    def __call__(self, question: Question) -> ChunkList | None:
+        if not question.average or self._ledger.algorithm != self._index.digest:
+            return None
+        path = self._index.entry(question.entry_id).path
+        for row in self._ledger.with_paths([path]):
+            try:
+                parent, name = self._walker.split(path)
+                if row.is_of(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                    return self._cache.read(row.digest.hex(), question.average)
+            except OSError:
+                return None
+        return None
+
+    def __enter__(self) -> _Remembered:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._walker.close()
+        self._ledger.close()
+
+
 class _Sorter:
     """Sorts lacking files into kept, assembled, twins of others, and those to be sent."""
 
@@ -383,7 +430,8 @@ class _Sorter:
         self.staged = True
         whole = not found.missing
         self._db.execute(
-            "INSERT INTO assembled VALUES (?, ?, ?)", (found.entry_id, found.digest, whole)
+            "INSERT INTO assembled VALUES (?, ?, ?, ?)",
+            (found.entry_id, found.digest, whole, found.believed),
         )
         if whole:
             self._done.add(found.entry_id)

@@ -1,6 +1,6 @@
 """Staging: files under numbers, in the destination's own filesystem.
 
-    stage/<entry id / 1024>/<entry id>     hexadecimal
+    stage/<entry id / 1024>/<entry id>     hexadecimal; with a dot and a mark: laid aside
 
 Writes are idempotent, at fixed offsets. Names appear in commit only.
 """
@@ -98,6 +98,33 @@ class Staging:
         """Have no staged file of an entry. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(entry_id), dir_fd=self._fd)
+
+    def lay_aside(self, entry_id: int, mark: str) -> None:
+        """Give a staged file a name that says what it is; there is none then. Raises OSError."""
+        name = self.name(entry_id)
+        os.rename(name, f"{name}.{mark}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def take_aside(self, entry_id: int, mark: str) -> bool:
+        """Stage what was laid aside with this mark, if there is such; remove what has others.
+
+        Raises OSError.
+        """
+        shard, _, own = self.name(entry_id).partition("/")
+        taken = False
+        try:
+            fd = os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        except FileNotFoundError:
+            return False
+        try:
+            for name in os.listdir(fd):
+                if name == f"{own}.{mark}":
+                    os.rename(name, own, src_dir_fd=fd, dst_dir_fd=fd)
+                    taken = True
+                elif name.startswith(f"{own}."):
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
+        return taken
 
     def open(self, entry_id: int) -> int:
         """A readable fd of a staged file. Raises FileNotFoundError when there is none."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing
+from functools import cached_property
 
 from tar_like import chunks
 from tar_like.database import MAX_VALUE
@@ -90,10 +91,9 @@ class Answering:
     def _chunked(self) -> Iterator[Answer]:
         segments = Segments(self._index)
         asked = [
-            (entry, question.average, segments.of(entry))
-            for question, entry in self._asked(large=True)
+            (entry, question, segments.of(entry)) for question, entry in self._asked(large=True)
         ]
-        worker = _Measurer(self._source, self._questions.algorithm)
+        worker = _Measurer(self._source, self._questions.path, self._index.id)
         if self._jobs <= 1 or len(asked) <= 1:
             yield from map(worker, asked)
             return
@@ -108,8 +108,8 @@ class Answering:
                 yield answer
 
 
-Asked = tuple[Entry, int, list[tuple[int, int]]]
-"""A file, the size of chunks to aim at, and the ranges that hold its data."""
+Asked = tuple[Entry, Question, list[tuple[int, int]]]
+"""A file, what is asked, and the ranges that hold its data."""
 
 
 def _whole(item: tuple[Question, Entry]) -> Piece:
@@ -121,18 +121,26 @@ def _piece(entry: Entry, start: int, stop: int) -> Piece:
 
 
 class _Measurer:
-    """Finds the chunks of large files."""
+    """Finds the chunks of large files. Opens what it needs in the process that it works in."""
 
-    def __init__(self, source: Source, algorithm: str) -> None:
+    def __init__(self, source: Source, path: str, index_id: str) -> None:
+        """``path`` is that of the questions."""
         self._source = source
-        self._algorithm = algorithm
-        self._buffer: memoryview | None = None
+        self._path = path
+        self._index_id = index_id
+
+    @cached_property
+    def _questions(self) -> Questions:
+        return Questions(self._path, self._index_id)
+
+    @cached_property
+    def _buffer(self) -> memoryview:
+        return memoryview(bytearray(chunks.WINDOW))
 
     def __call__(self, asked: Asked) -> Answer:
-        entry, average, ranges = asked
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(chunks.WINDOW))
-        buffer = self._buffer
+        entry, question, ranges = asked
+        buffer, algorithm = self._buffer, self._questions.algorithm
+        known = self._questions.known(question)
 
         def read(start: int, stop: int) -> memoryview:
             reading = self._source.read([_piece(entry, start, stop)], buffer)
@@ -141,7 +149,7 @@ class _Measurer:
             return buffer[: reading.length]
 
         try:
-            found = chunks.measure(read, ranges, entry.size, average, self._algorithm)
+            found = chunks.measure(read, ranges, entry.size, question.average, algorithm, known)
         except EOFError:
             return Answer(entry.id, b"", b"")
         fits = len(found.chunks) <= MAX_VALUE

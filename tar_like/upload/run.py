@@ -101,8 +101,8 @@ def begin_look(options: UploadOptions) -> Look | None:
         client.close()
 
 
-class _PlannedAnew(Exception):
-    """The receiver has given up the plan, since what it was made by holds no longer."""
+class _PlanAnew(Exception):
+    """There is to be another plan; the text says why."""
 
 
 class Upload:
@@ -118,6 +118,9 @@ class Upload:
         self._stopped = False
         self._resumed = False
         self._looked = False
+        self._again = False
+        self._sent_before = 0
+        """Blocks of plans that were given up."""
         self.summary = UploadSummary()
 
     def stop(self) -> None:
@@ -161,10 +164,9 @@ class Upload:
             status = self._negotiate(client, index, folder)
             try:
                 self._rounds(client, status, os.path.join(folder, f"plan.{number}.db"))
-            except _PlannedAnew:
-                self._progress.say(
-                    "Another run was committed meanwhile; what is missing is looked up again."
-                )
+            except _PlanAnew as why:
+                self._progress.say(str(why))
+                self._sent_before = self.summary.blocks_sent
             else:
                 return
         self.summary.errors.append("Other runs are committed again and again: run it again.")
@@ -197,7 +199,7 @@ class Upload:
                 f"This transfer was begun with blocks of {status.block_size} bytes; "
                 "it goes on with them."
             )
-        self.summary.blocks_total = status.blocks
+        self.summary.blocks_total = self._sent_before + status.blocks
         return status
 
     def _ask_for_plan(self, client: Client, index: Index) -> Status:
@@ -379,7 +381,9 @@ class Upload:
             if status.state == COMPLETE:
                 break
             if status.state == OPEN:
-                raise _PlannedAnew
+                raise _PlanAnew(
+                    "Another run was committed meanwhile; what is missing is looked up again."
+                )
             if status.revoked or status.received < status.blocks:
                 return False
             if status.state != COMMITTING:
@@ -387,6 +391,12 @@ class Upload:
                 if idle >= IDLE_COMMITS:
                     self.summary.errors.append("The receiver does not get to committing.")
                     return True
+        if status.again and not self._again:
+            self._again = True
+            raise _PlanAnew(
+                f"{status.again} older versions were not what the receiver remembered of them; "
+                "what is missing is looked up again."
+            )
         self.summary.state = COMPLETE
         self.summary.deleted, self.summary.held = status.deleted, status.held
         self.summary.passed = status.passed

@@ -272,6 +272,67 @@ def test_a_known_file_that_rotted_is_not_trusted_as_a_source(work: Path, src: Pa
     assert_same(src, dst)
 
 
+@pytest.mark.parametrize("options", [(), ("--delete",), ("--checksum",)])
+def test_an_older_version_that_rotted_is_believed_once(
+    work: Path, src: Path, options: tuple[str, ...]
+) -> None:
+    """The new version would be wrong: the commit sees it, and the same run makes it good."""
+    dst = work / "dst"
+    sync(src, dst)
+    for number in range(2):  # the chunks are remembered from here on
+        flip_unnoticed(dst, "large", first=number > 0)
+        overwrite(src / "large", MIB, b"number %d" % number)
+        (src / f"new{number}").write_bytes(b"new")
+        (src / f"folder/small{number}").unlink()
+        result = run("sync", src, dst, *options, "--json")
+        summary = transfer_summary(result)
+        assert summary["state"] == "complete"
+        assert ("remembered" in result.message) == (number > 0 and options != ("--checksum",))
+        if options != ("--delete",):
+            drop(dst, f"folder/small{number}")
+            os.utime(dst / "folder", ns=stamp(src / "folder"))
+        assert_same(src, dst)
+        assert again(src, dst) == 0
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    st = path.stat()
+    return st.st_atime_ns, st.st_mtime_ns
+
+
+def test_a_copy_of_an_older_version_that_was_not_finished_is_not_used(
+    work: Path, src: Path
+) -> None:
+    """Planning was killed while it copied, or the older version has changed since it was copied."""
+    dst, db = work / "dst", work / "db"
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        for number in range(3):
+            overwrite(src / "large", MIB, b"number %d" % number)
+            transfer = index(src, db, "--hash", "none")["id"]
+            ask(proxy, "PUT", f"{transfer}/db", frame(db))
+            status = ask(proxy, "POST", f"{transfer}/plan", b'{"block_size": 4096, "ask": true}')
+            assert (status["state"], status["questions"]) == ("open", 1)
+            stage = dst / ".tar_like/transfers" / transfer / "stage"
+            copy = laid_aside(stage)
+            match number:
+                case 0:  # of another version
+                    copy.rename(copy.with_name(copy.name[:-1] + "?"))
+                    copy.with_name(copy.name[:-1] + "?").write_bytes(bytes(3 * MIB))
+                case 1:  # not finished
+                    copy.rename(copy.with_name(copy.name.partition(".")[0])).write_bytes(b"")
+                case 2:
+                    pass
+            assert upload(src, db, proxy.url)["bytes_sent"] < 4 * CHUNK
+            assert_same(src, dst)
+
+
 def test_a_known_file_that_was_touched_is_still_a_source(work: Path, src: Path) -> None:
     dst = work / "dst"
     sync(src, dst)
@@ -281,12 +342,17 @@ def test_a_known_file_that_was_touched_is_still_a_source(work: Path, src: Path) 
     assert_same(src, dst)
 
 
-def flip_unnoticed(dst: Path, name: str) -> None:
+def laid_aside(stage: Path) -> Path:
+    (copy,) = wait_for("a copy that is laid aside", lambda: list(stage.glob("*/*.at-*")))
+    return copy
+
+
+def flip_unnoticed(dst: Path, name: str, *, first: bool = False) -> None:
     """Change a byte of a file, and have the ledger believe that this is how it was."""
     path = dst / name
     st = path.stat()
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[0 if first else -1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
     with sqlite3.connect(dst / ".tar_like/ledger.db") as db:

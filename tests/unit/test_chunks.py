@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tar_like import chunks, digest
-from tar_like.chunks import RECORD, WINDOW, Measured, average, fits, measure, unpack
+from tar_like.chunks import (
+    RECORD,
+    WINDOW,
+    ChunkList,
+    Measured,
+    average,
+    expand,
+    measure,
+    moves,
+    shared,
+)
 
 AVERAGE = 16 << 10
 
@@ -23,8 +33,12 @@ def measured(data: bytes) -> Measured:
     return measure(reader(data), [(0, len(data))] if data else [], len(data), AVERAGE)
 
 
+def listed(data: bytes, ranges: list[tuple[int, int]]) -> ChunkList:
+    return ChunkList(ranges, measure(reader(data), ranges, len(data), AVERAGE).chunks)
+
+
 def names(data: bytes) -> list[bytes]:
-    return [chunk.digest for chunk in unpack(measured(data).chunks, [(0, len(data))])]
+    return listed(data, [(0, len(data))]).names
 
 
 def test_where_a_window_ends_is_no_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +63,8 @@ def test_holes_are_zeros_in_the_digest_and_have_no_chunks() -> None:
     ranges = [(1 << 20, 2 << 20)]
     found = measure(reader(data), ranges, len(data), AVERAGE)
     assert found.digest == digest.of("blake3", data)
-    rows = list(unpack(found.chunks, ranges))
-    assert (rows[0].start, rows[-1].stop) == ranges[0]
+    rows = ChunkList(ranges, found.chunks)
+    assert (rows.starts[0], rows.starts[-1] + rows.lengths[-1]) == ranges[0]
 
 
 @given(st.lists(st.integers(0, 200_000), max_size=6), st.integers(0, 9))
@@ -62,15 +76,90 @@ def test_a_list_covers_its_ranges_and_fits(lengths: list[int], seed: int) -> Non
             ranges.append((position, position + length))
         position += length + 4096
     found = measure(reader(random.Random(seed).randbytes(position)), ranges, position, AVERAGE)
-    assert fits(found.chunks, ranges, AVERAGE)
-    covered = list(unpack(found.chunks, ranges))
-    assert sum(one.stop - one.start for one in covered) == sum(lengths)
+    covered = ChunkList(ranges, found.chunks)
+    assert covered.fits(AVERAGE)
+    assert sum(covered.lengths) == sum(lengths)
     assert len(covered) <= chunks.most_records(position, len(ranges), AVERAGE)
-    if covered:
-        assert not fits(found.chunks[:-RECORD], ranges, AVERAGE)
-        assert not fits(found.chunks[:-1], ranges, AVERAGE)
-        assert not fits(found.chunks * 2, ranges, AVERAGE)
-        assert not fits(b"\0" * 4 + found.chunks[4:], ranges, AVERAGE)
+    assert ChunkList.from_bytes(covered.to_bytes(), AVERAGE).starts == covered.starts
+    if lengths and sum(lengths):
+        for wrong in (
+            found.chunks[:-RECORD], found.chunks[:-1], found.chunks * 2,
+            b"\0" * 4 + found.chunks[4:], b"",
+        ):  # fmt: skip
+            assert not ChunkList(ranges, wrong).fits(AVERAGE)
+
+
+@given(st.integers(0, 9999), st.integers(0, 5), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_file_that_is_read_along_an_older_version_has_the_chunks_that_it_has_anyhow(
+    seed: int, edits: int, sparse: bool
+) -> None:
+    dice = random.Random(seed)
+    old = dice.randbytes(2 << 20)
+    new = bytearray(old)
+    for _ in range(edits):
+        at, length = dice.randrange(len(new)), dice.randrange(1, 200_000)
+        match dice.randrange(4):
+            case 0:
+                new[at : at + length] = dice.randbytes(length)[: len(new) - at]
+            case 1:
+                new[at:at] = dice.randbytes(length)
+            case 2:
+                del new[at : at + length]
+            case 3:
+                new[at:at] = new[:length]
+    data = bytes(new)
+    half = len(data) // 2 // 4096 * 4096
+    ranges = [(0, half), (half + 4096, len(data))] if sparse else [(0, len(data))]
+    known = listed(old, [(0, 1 << 20), (1 << 20, 2 << 20)])
+    found = measure(reader(data), ranges, len(data), AVERAGE, known=known)
+    assert found.digest == measure(reader(data), ranges, len(data), AVERAGE).digest
+    records, spans = expand(found.chunks, known, chunks.most_records(len(data), 2, AVERAGE))
+    along = ChunkList(ranges, records)
+    assert along.fits(AVERAGE)
+    assert along.names == [
+        chunks.of_chunk(memoryview(data)[start : start + length])
+        for start, length in zip(along.starts, along.lengths, strict=True)
+    ]
+    for start, source, length in moves(spans, along, known):
+        assert data[start : start + length] == old[source : source + length]
+    moved = sum(move.length for move in moves(spans, along, known))
+    also = sum(move.length for move in moves(shared(along, known), along, known))
+    assert moved == also
+    if not edits and not sparse:
+        assert len(found.chunks) == RECORD
+
+
+def test_references_are_bounded() -> None:
+    known = listed(random.Random(5).randbytes(1 << 20), [(0, 1 << 20)])
+    count = len(known)
+
+    def reference(*numbers: int) -> bytes:
+        return b"".join(number.to_bytes(4, "little") for number in (0, *numbers, 0))
+
+    every = reference(0, count)
+    assert expand(every, known, count) == (known.records, [(0, 0, count)])
+    for records, most in (
+        (every + every, count), (reference(1, count), 2 * count), (reference(0, 0), count),
+        (every[:-1], count), (known.records + every, count), (known.records, count - 1),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\.$"):
+            expand(records, known, most)
+    with pytest.raises(ValueError, match=r"\.$"):
+        expand(every, None, count)
+
+
+def test_a_damaged_list_is_none() -> None:
+    data = listed(random.Random(6).randbytes(1 << 20), [(0, 1 << 20)]).to_bytes()
+    assert ChunkList.from_bytes(data, AVERAGE).to_bytes() == data
+    for wrong in (b"", data[:-1], data[1:], data[:40] + b"?" + data[41:]):
+        with pytest.raises(ValueError, match="damaged"):
+            ChunkList.from_bytes(wrong, AVERAGE)
+    with pytest.raises(ValueError, match="fit"):
+        ChunkList.from_bytes(data, AVERAGE // 8)
+    for ranges in ([(0, 1 << 20), (0, 1 << 20)], [(1 << 20, 0)], [(0, 1 << 19)]):
+        with pytest.raises(ValueError, match="fit"):
+            ChunkList.from_bytes(ChunkList(ranges, data[24:-8]).to_bytes(), AVERAGE)
 
 
 def test_the_average_grows_with_the_file_so_that_lists_stay_short() -> None:

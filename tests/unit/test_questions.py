@@ -71,6 +71,29 @@ def test_questions_belong_to_one_index(work: Path, index: Index, questions: Ques
     assert list(questions) == [Question(1, AVERAGE), Question(2, 0)]
 
 
+def test_chunks_may_refer_to_those_that_were_said(
+    work: Path, index: Index, measured: chunks.Measured
+) -> None:
+    known = chunks.ChunkList([(0, SIZE)], measured.chunks)
+    path, answers = str(work / "questions"), str(work / "answers")
+    rows = [Question(1, AVERAGE), Question(2, 0)]
+    write_questions(
+        path, index.id, "blake3", rows, lambda question: known if question.average else None
+    )
+    with contextlib.closing(Questions(path, index.id)) as questions:
+        found = questions.known(rows[0])
+        assert found is not None
+        assert found.to_bytes() == known.to_bytes()
+        assert questions.known(rows[1]) is None
+        every = b"".join(n.to_bytes(4, "little") for n in (0, 0, len(known), 0))
+        write_answers(answers, index.id, [Answer(1, measured.digest, every)])
+        check_answers(answers, questions, index)
+        (work / "answers").unlink()
+        write_answers(answers, index.id, [Answer(1, measured.digest, 2 * every)])
+        with pytest.raises(AnswersInvalid):
+            check_answers(answers, questions, index)
+
+
 Damage = Callable[[sqlite3.Connection], object]
 DAMAGES: dict[str, Damage] = {
     "nobody asked": lambda db: db.execute("UPDATE answer SET entry_id = 3 WHERE entry_id = 2"),
