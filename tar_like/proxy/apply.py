@@ -64,6 +64,12 @@ ORDER BY e.id
 """
 
 
+LARGE, MOST_HELD = 32 << 20, 16
+"""Bytes from which it takes the filesystem a while to free a file that was replaced, and how many
+such files wait for that until the commit has been reported."""
+_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 @dataclass(slots=True)
 class Applied:
     """What a range of entries came to."""
@@ -105,6 +111,7 @@ class Applier:
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._passing = Passing(self._rules, self._walker)
         self._wary = self._rules.update or self._rules.ignore_existing
+        self._held: list[int] = []
         self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
@@ -240,6 +247,8 @@ class Applier:
         """Give a staged file its name; ``content`` is its digest. The hot path of a commit."""
         renamed = True
         try:
+            if size >= LARGE:
+                self._hold(path)
             self._rename_over(Staging.name(entry_id), path)
         except FileNotFoundError:
             renamed = False  # or rather before a crash: then it must be as we left it
@@ -250,6 +259,14 @@ class Applier:
         if st.st_size != size or st.st_mtime_ns != mtime:
             raise _Refused("was replaced in the destination during the commit")
         return entry_id, content, st.st_ino, st.st_ctime_ns
+
+    def _hold(self, path: bytes) -> None:
+        """Keep the file that is replaced from being freed before this process ends."""
+        if len(self._held) >= MOST_HELD:
+            os.close(self._held.pop(0))
+        parent, name = self._walker.split(path)
+        with contextlib.suppress(FileNotFoundError):
+            self._held.append(os.open(name, _HOLD, dir_fd=parent))
 
     def _stage_bare(self, entry: Entry) -> None:
         parent, name = self._walker.split(entry.path)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tar_like import digest
+from tar_like import beside, digest
+from tar_like.beside import Beside
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent
 from tar_like.plan import Plan
@@ -30,8 +31,6 @@ from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
 
 UNIT = 64 << 20
-STEP = 256 << 10
-"""Bytes that are read at once to be hashed twice: a processor's own cache holds them."""
 _MISSING = b""
 """Stands for the digest of a piece that cannot be read: no block has it."""
 
@@ -96,6 +95,7 @@ class Verifier:
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._buffer = memoryview(bytearray(self._plan.block_size))
+        self._rooms = beside.rooms()
 
     def __call__(self, unit: Unit) -> UnitResult:
         result = UnitResult()
@@ -169,9 +169,9 @@ class Verifier:
         """The digest of a staged file; empty for one that has not its size."""
         if os.fstat(fd).st_size != entry.size:
             return b""
-        hasher = digest.hasher(self._algorithm)
-        self._hash_local(fd, hasher, 0, entry.size)
-        return hasher.digest()
+        with Beside(self._algorithm, self._rooms) as hasher:
+            self._hash_local(fd, hasher, 0, entry.size)
+            return hasher.digest()
 
     def _read(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> bytes:
         """Hash a staged file, once a byte where it can be; give it its metadata."""
@@ -211,37 +211,37 @@ class Verifier:
         self, fd: int, entry: Entry, extents: list[Extent], judge: _BlockJudge
     ) -> bytes:
         """The file's digest, holes included, and those of its pieces."""
-        hasher = digest.hasher(self._algorithm)
         # What was not sent is a hole, or was staged from local content: the digest tells.
         local = self._kept.assembled(entry.id) is not None
         hash_gap = self._hash_local if local else self._hash_hole
         position = 0
-        for extent in extents:
-            hash_gap(fd, hasher, position, extent.start)
-            for piece in judge.cut(extent):
-                judge.piece(piece, self._hash_piece(fd, hasher, piece.start, piece.stop))
-            position = extent.stop
-        hash_gap(fd, hasher, position, entry.size)
-        return hasher.digest()
+        with Beside(self._algorithm, self._rooms) as hasher:
+            for extent in extents:
+                hash_gap(fd, hasher, position, extent.start)
+                for piece in judge.cut(extent):
+                    judge.piece(piece, self._hash_piece(fd, hasher, piece.start, piece.stop))
+                position = extent.stop
+            hash_gap(fd, hasher, position, entry.size)
+            return hasher.digest()
 
-    def _hash_piece(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> bytes:
-        """The digest of a piece, which is fed to its file's hasher too while it is at hand."""
+    @staticmethod
+    def _hash_piece(fd: int, hasher: Beside, start: int, stop: int) -> bytes:
+        """The digest of a piece, which its file's hasher gets too."""
         own = digest.piece_hasher()
         try:
-            for step in range(start, stop, STEP):
-                view = self._pread(fd, step, min(step + STEP, stop))
+            for view in hasher.read(fd, start, stop):
                 own.update(view)
-                hasher.update(view)
         except OSError:  # a bad sector, say: its block comes again
             return _MISSING
         return own.digest()
 
-    def _hash_local(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
+    @staticmethod
+    def _hash_local(fd: int, hasher: Beside, start: int, stop: int) -> None:
         """Bytes that were put there from the destination's own content."""
-        for step in range(start, stop, len(self._buffer)):
-            hasher.update(self._pread(fd, step, min(step + len(self._buffer), stop)))
+        for _ in hasher.read(fd, start, stop):
+            pass
 
-    def _hash_hole(self, fd: int, hasher: digest.Hasher, start: int, stop: int) -> None:
+    def _hash_hole(self, fd: int, hasher: Beside, start: int, stop: int) -> None:
         """Bytes that were never sent must be zeros: what is not a hole there is made so."""
         position = start
         while position < stop:

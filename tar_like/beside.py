@@ -1,0 +1,105 @@
+"""Hashing beside reading: this thread reads a file, another one hashes what it has read.
+
+    with Beside(algorithm, rooms) as hasher:
+        for view in hasher.read(fd, start, stop): ...   more of the same, holes, and so on
+        hasher.digest()
+
+Of reading and hashing only the slower one takes time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+
+from tar_like import digest
+from tar_like.digest import Buffer
+
+STEP = 1 << 20
+"""Bytes that are hashed at a time, of whatever parts: with less, changing over takes the time."""
+_ROOMS = 4
+
+
+def rooms() -> list[memoryview]:
+    """Buffers for one hasher at a time."""
+    return [memoryview(bytearray(STEP)) for _ in range(_ROOMS)]
+
+
+class Beside:
+    """A hasher with a thread of its own, while it is used as a context. One file each."""
+
+    def __init__(self, algorithm: str, rooms: list[memoryview]) -> None:
+        self._hasher = digest.hasher(algorithm)
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        for room in rooms:
+            self._free.put(room)
+        self._given: queue.SimpleQueue[tuple[Buffer, memoryview] | None] = queue.SimpleQueue()
+        self._room, self._used = self._free.get(), 0
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+
+    def read(self, fd: int, start: int, stop: int) -> Iterator[memoryview]:
+        """Read bytes of a file and hash them; each part is valid until the next one is asked for.
+
+        Raises OSError, also where the file is shorter: what was read until then is hashed.
+        """
+        while start < stop:
+            if self._used == STEP:
+                self._give()
+            view = self._room[self._used : self._used + stop - start]
+            _fill(fd, view, start)
+            self._used += len(view)
+            start += len(view)
+            yield view
+
+    def update(self, data: Buffer) -> None:
+        """Hash bytes that nobody changes any more."""
+        self._give()
+        self._given.put((data, self._room))
+        self._room = self._free.get()
+
+    def _give(self) -> None:
+        """Have what was read hashed, and take another room."""
+        if self._used:
+            self._given.put((self._room[: self._used], self._room))
+            self._room, self._used = self._free.get(), 0
+
+    def digest(self) -> bytes:
+        """The digest; nothing can be hashed any more."""
+        self._give()
+        self._end()
+        return self._hasher.digest()
+
+    def __enter__(self) -> Beside:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._given.put(None)
+        self._thread.join()
+
+    def _hash(self) -> None:
+        while (given := self._given.get()) is not None:
+            data, room = given
+            self._hasher.update(data)
+            self._free.put(room)
+
+
+def _fill(fd: int, view: memoryview, start: int) -> None:
+    got = os.preadv(fd, [view], start)
+    while got < len(view):
+        more = os.preadv(fd, [view[got:]], start + got)
+        if not more:
+            raise OSError(errno.EIO, "a file is shorter than it should be")
+        got += more
