@@ -6,6 +6,8 @@ Each work brings a tree to two destinations, edits it, and has each tool bring t
 ``rsync -a --delete`` to a daemon, ``tar-like sync --delete`` to a proxy, both on loopback and
 running already. Times are of runs without anything between; bytes are those of one more run,
 counted in both directions by a relay between the tool and its server. All lies on a tmpfs.
+With --stores casync and restic do what they do of it on the same trees, where they are installed;
+their stores take several times the tree's size on the tmpfs, and their time.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from bench.daemon import free_port, rsync_daemon, wait_until_listening
 from bench.machine import machine_line
 from bench.measure import say, verify_tree
 from bench.report import spread, write_between
+from bench.stores import stored, versions
 from bench.tools import tar_like_argv
 
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
@@ -129,7 +132,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="tar-like-again-") as folder:
         for work in WORKS:
             if not options.only or work.name in options.only:
-                rows.append(measure(work, Path(folder), options.runs))
+                rows.append(measure(work, Path(folder), options.runs, stores=options.stores))
                 shutil.rmtree(Path(folder) / work.name)
     text = render(rows, options)
     sys.stdout.write(text + "\n")
@@ -143,13 +146,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[work.name for work in WORKS])
     parser.add_argument("--folder", default="/dev/shm", help="a folder on a tmpfs")
+    parser.add_argument("--stores", action="store_true", help="also casync and restic")
     parser.add_argument(
         "--write", action="store_true", help="put the table into docs/benchmarks.md"
     )
     return parser.parse_args()
 
 
-def measure(work: Work, folder: Path, runs: int) -> Row:
+def measure(work: Work, folder: Path, runs: int, *, stores: bool) -> Row:
     dice = random.Random(work.name)
     row = Row(work)
     root = folder / work.name
@@ -167,8 +171,11 @@ def measure(work: Work, folder: Path, runs: int) -> Row:
             ],
         }  # fmt: skip
         ports = {"rsync": int(rsync.rpartition(":")[2]), "tar-like": ours}
+        others = stored(source, root / "stores") if stores else []
         for name, argv in tools.items():
             run(argv(ports[name]), timeout=TIMEOUT)
+        for other in others:
+            other.run(TIMEOUT)
         for turn in range(runs + 1):
             work.edit(source, dice)
             for name, argv in sorted(tools.items(), reverse=bool(turn % 2)):
@@ -179,8 +186,14 @@ def measure(work: Work, folder: Path, runs: int) -> Row:
                     with relay(ports[name]) as relayed:
                         run(argv(relayed.port), timeout=TIMEOUT)
                     row.wire[name] = relayed.count
+            for other in others:
+                before = other.bytes()
+                seconds = other.run(TIMEOUT)
+                row.wire[other.name] = other.bytes() - before
+                if turn < runs:
+                    row.seconds.setdefault(other.name, []).append(seconds)
             say(f"{work.name} {turn}: { ({name: one[-1] for name, one in row.seconds.items()}) }")
-        for dest in (by_rsync, by_us):
+        for dest in (by_rsync, by_us, *(other.dest for other in others if other.dest)):
             verify_tree(source, dest, options=("--delete", "--exclude=/.tar_like"))
     return row
 
@@ -264,6 +277,7 @@ def render(rows: list[Row], options: argparse.Namespace) -> str:
         )
     commit = output_of(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]).strip()
     only = "".join(f" --only {name}" for name in options.only or ())
+    only += " --stores" * options.stores
     lines += [
         "",
         f"{machine_line()}; tar-like {commit}.",
@@ -272,9 +286,34 @@ def render(rows: list[Row], options: argparse.Namespace) -> str:
         "`tar-like sync --delete` to a proxy, on loopback and tmpfs. Bytes are counted by a relay, "
         "both ways.",
         "",
+        *(other_tools(rows) if options.stores else ()),
         f"Repeat with `python -m bench.again --runs {options.runs}{only}`.",
     ]
     return "\n".join(lines)
+
+
+def other_tools(rows: list[Row]) -> list[str]:
+    """The same works by tools that keep versions in a store; those that are missing are named."""
+    lines = [
+        "| again | tar-like, s | casync, s | restic, s "
+        "| tar-like, bytes | casync, bytes | restic, bytes |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        names = ("tar-like", "casync", "restic")
+        seconds = (spread(row.seconds[name]) if name in row.seconds else "—" for name in names)
+        wire = (f"{row.wire[name]:,}" if name in row.wire else "—" for name in names)
+        lines.append(f"| {row.work.text} | {' | '.join((*seconds, *wire))} |")
+    return [
+        *lines,
+        "",
+        f"The same runs on the same trees by tools ({versions()}) that keep versions in a store "
+        "of chunks, here on the same tmpfs: `casync make` into a store and `casync extract` from "
+        "it over what the destination had; `restic backup` into a repository, after which nothing "
+        "is at a destination yet. Their bytes are what the store grew by, compressed, and with no "
+        "server and no wire between.",
+        "",
+    ]
 
 
 if __name__ == "__main__":
