@@ -84,7 +84,8 @@ def _run(
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.upload.run import begin_look
 
-    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=what)
+    lasting = bool(options.db)
+    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=what, lasting=lasting)
     upload = UploadOptions(
         source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",

@@ -40,6 +40,8 @@ class BuildOptions:
     jobs: int = 1
     """Processes that hash."""
     wanted: Wanted = field(default_factory=Wanted)
+    lasting: bool = True
+    """Whether the index is synced before it gets its name: not, where it is of use to one run."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class BuildSummary:
 
 
 def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummary:
-    """Write the index of a source to ``path``, by temporary file, sync and rename.
+    """Write the index of a source to ``path``, by temporary file, sync (if lasting) and rename.
 
     Raises IndexInvalid when ``path`` holds something that is no index (it is left alone),
     SourceUnusable when the source's root cannot be read.
@@ -73,7 +75,7 @@ def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummar
             builder = _Builder(source, options, None if options.fresh else old)
             summary = builder.write(temporary)
             if summary is not None:
-                _publish(temporary, path)
+                _publish(temporary, path, sync=options.lasting)
             elif old is not None:
                 summary = builder.unchanged(old)
     finally:
@@ -125,12 +127,13 @@ def _old_index(path: str) -> Index | None:
         raise IndexInvalid(f"{error} It is left as it is; name another file with -db.") from None
 
 
-def _publish(temporary: str, path: str) -> None:
-    fd = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _publish(temporary: str, path: str, *, sync: bool) -> None:
+    if sync:
+        fd = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     os.replace(temporary, path)
 
 
@@ -246,14 +249,14 @@ class _Builder:
     def _hashed(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The entries with their hashes: remembered, or computed in parallel."""
         if self._options.algorithm == NO_HASH:
-            yield from self._numbered(scan)
-            return
+            return self._numbered(scan)
         pairs = hash_files(
             self._source, self._options.algorithm, self._numbered(scan), _to_hash,
             jobs=self._options.jobs,
         )  # fmt: skip
-        for entry, hashed in pairs:
-            yield entry if hashed is None else self._with_hash(entry, hashed)
+        return (
+            entry if hashed is None else self._with_hash(entry, hashed) for entry, hashed in pairs
+        )
 
     def _with_hash(self, entry: Entry, hashed: Hashed) -> Entry:
         self._summary.hashed += 1
@@ -264,48 +267,49 @@ class _Builder:
 
     def _numbered(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The scan's names as entries: ids, offsets and hard links assigned."""
-        summary = self._summary
+        summary, memory = self._summary, self._memory
+        new = tuple.__new__  # half the time of Entry(...), a million times
         for found in scan:
             if isinstance(found, Skipped):
                 self._skip(found)
                 continue
-            entry_id = summary.entries
+            (
+                path, kind, size, mode, mtime, uid, gid, target,
+                ctime, ino, dev, links, token, segments, xattrs,
+            ) = found  # fmt: skip
+            entry_id, link, remembered = summary.entries, -1, b""
+            first = self._inodes.first(dev, ino, entry_id) if links > 1 else entry_id
+            if first != entry_id:
+                kind, size, target, link, segments, xattrs = HARDLINK, 0, b"", first, None, ()
+            elif memory is not None:
+                remembered = memory.recall(found, summary)
             summary.entries += 1
-            if found.links > 1:
-                first = self._inodes.first(found.dev, found.ino, entry_id)
-                if first != entry_id:
-                    yield self._entry(found, entry_id, HARDLINK, 0, first, b"")
-                    continue
             offset = self._cursor
-            remembered = self._memory.recall(found, summary) if self._memory else b""
-            if found.kind == FILE:
+            if kind == FILE:
                 summary.files += 1
-                if found.size:
-                    offset = place(self._cursor, found.size)
-                    self._cursor = offset + found.size
-                    summary.bytes += found.size
-            if found.segments is not None:
-                self._db.executemany(
-                    "INSERT INTO segment VALUES (?, ?, ?)",
-                    ((entry_id, start, stop) for start, stop in found.segments),
-                )
-            if found.xattrs:
-                self._db.executemany(
-                    "INSERT INTO xattr VALUES (?, ?, ?)",
-                    ((entry_id, name, value) for name, value in found.xattrs),
-                )
-            yield self._entry(found, entry_id, found.kind, offset, -1, remembered)
+                if size:
+                    offset = place(offset, size)
+                    self._cursor = offset + size
+                    summary.bytes += size
+            if segments is not None or xattrs:
+                self._more(entry_id, segments or (), xattrs)
+            fields = (
+                entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link,
+                remembered, ctime, ino, token,
+            )  # fmt: skip
+            yield new(Entry, fields)
 
-    def _entry(
-        self, found: Found, entry_id: int, kind: str, offset: int, link: int, remembered: bytes
-    ) -> Entry:
-        (path, _, size, mode, mtime, uid, gid, target, ctime, ino, _, _, token, _, _) = found
-        if kind == HARDLINK:
-            size, target, offset = 0, b"", self._cursor
-        return Entry(
-            entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link,
-            remembered, ctime, ino, token,
-        )  # fmt: skip
+    def _more(
+        self,
+        entry_id: int,
+        segments: tuple[tuple[int, int], ...],
+        xattrs: tuple[tuple[bytes, bytes], ...],
+    ) -> None:
+        """What few entries have."""
+        query = "INSERT INTO segment VALUES (?, ?, ?)"
+        self._db.executemany(query, ((entry_id, start, stop) for start, stop in segments))
+        query = "INSERT INTO xattr VALUES (?, ?, ?)"
+        self._db.executemany(query, ((entry_id, name, value) for name, value in xattrs))
 
     def _skip(self, skipped: Skipped) -> None:
         if skipped.kind == "special":
@@ -417,11 +421,5 @@ def _printable(meta: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    chunk: list[Entry] = []
-    for entry in entries:
-        chunk.append(entry)
-        if len(chunk) >= CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+    while chunk := list(itertools.islice(entries, CHUNK)):
         yield chunk

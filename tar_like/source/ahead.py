@@ -59,7 +59,8 @@ def _from_child(scan: Iterator[Found | Skipped]) -> Iterator[Found | Skipped | N
     try:
         with open(reader, "rb", 1 << 16) as pipe:
             yield None
-            yield from _received(pipe)
+            while (data := _next(pipe)) is not None:
+                yield from map(_made, marshal.loads(data))
     finally:
         if os.getpid() == parent:  # and not another child of it, which has this object too
             os.kill(pid, signal.SIGKILL)  # it has ended, or nobody wants the rest
@@ -85,12 +86,6 @@ def _run_child(parent: int, scan: Iterator[Found | Skipped], writer: int) -> Non
         traceback.print_exc()
     finally:
         os._exit(code)
-
-
-def _received(pipe: BinaryIO) -> Iterator[Found | Skipped]:
-    while (data := _next(pipe)) is not None:
-        for fields in marshal.loads(data):
-            yield _made(fields)
 
 
 def _made(fields: tuple[Any, ...]) -> Found | Skipped:

@@ -57,6 +57,17 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+def test_only_an_index_that_is_to_last_is_synced(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert build(tree, tmp_path / "one.db", lasting=False).files == len(NAMES)
+    assert synced == []
+    build(tree, tmp_path / "two.db")
+    assert len(synced) == 1
+
+
 def test_the_same_tree_has_the_same_id_whatever_the_order_of_the_disk(tmp_path: Path) -> None:
     ids = set()
     for seed in range(4):
