@@ -8,6 +8,7 @@ are computed again. Raises IndexInvalid with the first rule that is broken.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tar_like.database import Damaged, connect_readonly, damage
 from tar_like.errors import IndexInvalid, shown
 from tar_like.index.identity import Identity
 from tar_like.index.reader import Index
-from tar_like.layout import DIRECTORY, FILE, HARDLINK, PAGE, SYMLINK, Entry, place, sort_key
+from tar_like.layout import DIRECTORY, FILE, HARDLINK, PAGE, SYMLINK, Entry, place
 
 CHUNK = 2000
 MAX_SIZE = 1 << 62
@@ -25,6 +26,8 @@ MAX_NAME = 255
 MAX_TARGET = 4096
 MAX_XATTR = 65536
 _KINDS = (FILE, DIRECTORY, SYMLINK, HARDLINK)
+_UNLINKED = (FILE, DIRECTORY)
+_ID_END = 1 << 32
 _HASH_SIZES = {**digest.SIZES, "none": 0}
 _TYPES = (int, bytes, str, int, int, int, int, int, int, bytes, int, bytes, int, int, bytes)
 _FORMAT, _UTF8 = b"\0\0\0\4", b"\0\0\0\1"
@@ -73,14 +76,10 @@ def _check_rows(index: Index) -> str:
         raise IndexInvalid("The index names an unknown digest.")
     identity = Identity(index.algorithm)
     rows = _Rows(_HASH_SIZES[index.algorithm])
-    chunk: list[Entry] = []
-    for entry in index.entries(-(1 << 63)):
-        rows.check(entry)
-        chunk.append(entry)
-        if len(chunk) >= CHUNK:
-            identity.add(chunk)
-            chunk = []
-    identity.add(chunk)
+    entries = index.entries(-(1 << 63))
+    while chunk := list(itertools.islice(entries, CHUNK)):
+        rows.check(chunk)
+        identity.add(chunk)
     if rows.count == 0:
         raise IndexInvalid("The index has no root.")
     if str(rows.count) != str(index.entry_count):
@@ -102,6 +101,11 @@ def _named(path: bytes) -> str:
     return text if len(text) <= 200 else f"{text[:100]}...{text[-90:]}"
 
 
+def _check_root(path: bytes, kind: str) -> None:
+    if path or kind != DIRECTORY:
+        raise IndexInvalid("The index does not start with its root.")
+
+
 class _Rows:
     """The rules for entries, given one after the other."""
 
@@ -112,29 +116,33 @@ class _Rows:
         self._parents: list[bytes] = []
         self.count = 0
 
-    def check(self, entry: Entry) -> None:
-        if tuple(map(type, entry)) != _TYPES:
-            raise IndexInvalid(f"Entry {self.count} has a value of a wrong type.")
-        (
-            entry_id, path, kind, size, offset, mode, _, uid, gid, target, link, hash_,
-            _, _, _,
-        ) = entry  # fmt: skip
-        if entry_id != self.count:
-            raise IndexInvalid(f"Entry {entry_id} is not numbered in order.")
-        if self.count:
-            self._check_path(path)
-        elif path or kind != DIRECTORY:
-            raise IndexInvalid("The index does not start with its root.")
-        self.count += 1
-        if not 0 <= mode <= 0o7777 or not 0 <= uid < 1 << 32 or not 0 <= gid < 1 << 32:
-            raise IndexInvalid(f"{_named(path)} has a mode or an owner that cannot be.")
-        if kind == FILE:
-            self._check_file(path, size, offset, hash_)
-        elif size or hash_ or kind not in _KINDS:
-            raise IndexInvalid(f"{_named(path)} is of no kind that has such a size or digest.")
-        elif kind == DIRECTORY and path:
-            self._parents.append(path)
-        self._check_links(entry_id, path, kind, target, link)
+    def check(self, entries: list[Entry]) -> None:
+        """The next entries. The hot path of an offer."""
+        check_path, check_file, parents = self._check_path, self._check_file, self._parents
+        for count, entry in enumerate(entries, self.count):
+            if tuple(map(type, entry)) != _TYPES:
+                raise IndexInvalid(f"Entry {count} has a value of a wrong type.")
+            (
+                entry_id, path, kind, size, offset, mode, _, uid, gid, target, link, hash_,
+                _, _, _,
+            ) = entry  # fmt: skip
+            if entry_id != count:
+                raise IndexInvalid(f"Entry {entry_id} is not numbered in order.")
+            if count:
+                check_path(path)
+            else:
+                _check_root(path, kind)
+            if not (0 <= mode <= 0o7777 and 0 <= uid < _ID_END and 0 <= gid < _ID_END):
+                raise IndexInvalid(f"{_named(path)} has a mode or an owner that cannot be.")
+            if kind == FILE:
+                check_file(path, size, offset, hash_)
+            elif size or hash_ or kind not in _KINDS:
+                raise IndexInvalid(f"{_named(path)} is of no kind that has such a size or digest.")
+            elif kind == DIRECTORY and path:
+                parents.append(path)
+            if target or link != -1 or kind not in _UNLINKED:
+                self._check_links(entry_id, path, kind, target, link)
+        self.count += len(entries)
 
     @staticmethod
     def _check_links(entry_id: int, path: bytes, kind: str, target: bytes, link: int) -> None:
@@ -160,13 +168,14 @@ class _Rows:
         bad = b"\0" in path or name in _BAD_NAMES or path == RESERVED
         if bad or len(name) > MAX_NAME or path.startswith(b"/"):
             raise IndexInvalid(f"{_named(path)!r} is a name that cannot be.")
-        key = sort_key(path)
+        key = path.replace(b"/", b"\0")  # layout.sort_key
         if key <= self._last_key:
             raise IndexInvalid(f"{_named(path)} is twice in the index, or out of order.")
         self._last_key = key
-        while self._parents and self._parents[-1] != parent:
-            self._parents.pop()
-        if parent and not self._parents:
+        parents = self._parents
+        while parents and parents[-1] != parent:
+            parents.pop()
+        if parent and not parents:
             raise IndexInvalid(f"{_named(path)} lies in no directory of the index.")
 
 
