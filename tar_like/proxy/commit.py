@@ -20,7 +20,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import attach, connect, scratch
@@ -38,7 +38,7 @@ from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
-from tar_like.proxy.outcome import Outcome, attempt
+from tar_like.proxy.outcome import Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
@@ -53,14 +53,13 @@ RANGE = 4096
 """Entries that are put in place as one task."""
 INLINE = 2000
 """Transfers of fewer entries are committed in one process."""
-OUTCOME_ROOM = "outcome.tmp"
-OUTCOME_SIZE = 4096
+OUTCOME = "outcome.json"
 
 
 def read_outcome(path: str) -> Outcome | None:
     """The last outcome in a transfer's folder."""
     try:
-        with open(open_file(os.path.join(path, "outcome.json"), os.O_RDONLY), "rb") as file:
+        with open(open_file(os.path.join(path, OUTCOME), os.O_RDONLY), "rb") as file:
             return Outcome(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None
@@ -75,10 +74,10 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
         return  # complete meanwhile
     try:
         with held(os.path.join(destination.home, COMMIT_LOCK)):
-            _keep_room(path)
+            keep_room(path, OUTCOME)
             outcome = attempt(lambda: _commit(destination, transfer_id, jobs))
             if outcome is not None:
-                _write_outcome(path, replace(outcome, token=token))
+                write_outcome(path, OUTCOME, replace(outcome, token=token))
     finally:
         os.close(lock)
 
@@ -98,23 +97,6 @@ def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | 
         return None  # whoever waits finds no such transfer; a sender that runs again offers it
     with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
         return commit.run()
-
-
-def _write_outcome(path: str, outcome: Outcome) -> None:
-    temporary = os.path.join(path, OUTCOME_ROOM)
-    with open(open_file(temporary, os.O_RDWR | os.O_CREAT), "r+b") as file:
-        file.write(json.dumps(asdict(outcome)).encode().ljust(OUTCOME_SIZE))
-    os.replace(temporary, os.path.join(path, "outcome.json"))
-
-
-def _keep_room(path: str) -> None:
-    """See that there is room for an outcome, so that a full disk can be reported."""
-    last, room = os.path.join(path, "outcome.json"), os.path.join(path, OUTCOME_ROOM)
-    if os.path.exists(last):
-        os.replace(last, room)
-    elif not os.path.exists(room):
-        with open(open_file(room, os.O_WRONLY | os.O_CREAT), "wb") as file:
-            file.write(b" " * OUTCOME_SIZE)
 
 
 _LOST = "DELETE FROM main.landed WHERE entry_id = ?"

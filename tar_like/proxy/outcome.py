@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tar_like.database import trouble
+from tar_like.dirfd import open_file
 from tar_like.errors import (
     CommitFailed,
     Conflict,
@@ -17,6 +20,9 @@ from tar_like.errors import (
     cause,
 )
 from tar_like.proxy.staging import mapped
+
+_ROOM = "outcome.tmp"
+_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,27 @@ class Outcome:
         """The error, for whoever asked for the work."""
         kinds = {kind.http_status: kind for kind in (Conflict, NoSpace)}
         return kinds.get(self.http_status, CommitFailed)(self.error)
+
+
+def keep_room(path: str, name: str) -> None:
+    """See that there is room for an outcome of this name, so that a full disk can be reported.
+
+    ``path`` is the transfer's folder; whoever plans or commits it holds its lock. Raises OSError.
+    """
+    last, room = os.path.join(path, name), os.path.join(path, _ROOM)
+    if os.path.exists(last):
+        os.replace(last, room)
+    elif not os.path.exists(room):
+        with open(open_file(room, os.O_WRONLY | os.O_CREAT), "wb") as file:
+            file.write(b" " * _SIZE)
+
+
+def write_outcome(path: str, name: str, outcome: Outcome) -> None:
+    """Put an outcome where room was kept for it. Raises OSError."""
+    room = os.path.join(path, _ROOM)
+    with open(open_file(room, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        file.write(json.dumps(asdict(outcome)).encode().ljust(_SIZE))
+    os.replace(room, os.path.join(path, name))
 
 
 def attempt(work: Callable[[], Outcome | None]) -> Outcome | None:

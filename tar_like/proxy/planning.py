@@ -18,7 +18,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from tar_like.chunks import SMALLEST_FILE, ChunkList
 from tar_like.dirfd import Walker, open_file
@@ -34,12 +34,13 @@ from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
 from tar_like.proxy.look import find_touched
-from tar_like.proxy.outcome import Outcome, attempt
+from tar_like.proxy.outcome import Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
 from tar_like.rules import Rules
 
+OUTCOME = "planning.json"
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
 MAX_PADDING = 16
@@ -71,25 +72,20 @@ def run_planning(
 ) -> None:
     """Plan a transfer; how it ended is in files."""
     path = destination.transfer(transfer_id)
-    with contextlib.suppress(FileNotFoundError):  # complete meanwhile
-        with Planning(destination, transfer_id, jobs) as planning:
-            outcome = attempt(lambda: planning.run(Wish(**json.loads(wish))))
+    with (
+        contextlib.suppress(FileNotFoundError),  # complete meanwhile
+        Planning(destination, transfer_id, jobs) as planning,
+    ):
+        keep_room(path, OUTCOME)
+        outcome = attempt(lambda: planning.run(Wish(**json.loads(wish))))
         if outcome is not None:
-            write_outcome(path, token, outcome)
-
-
-def write_outcome(path: str, token: str, outcome: Outcome) -> None:
-    """Say why there is no plan, to whoever asked with this token."""
-    temporary = os.path.join(path, f"planning.{token}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(asdict(outcome) | {"token": token}, file)
-    os.replace(temporary, os.path.join(path, "planning.json"))
+            write_outcome(path, OUTCOME, replace(outcome, token=token))
 
 
 def read_outcome(path: str, token: str) -> Outcome | None:
     """Why planning failed that was asked for with this token; None when it did not, or not yet."""
     try:
-        with open(open_file(os.path.join(path, "planning.json"), os.O_RDONLY), "rb") as file:
+        with open(open_file(os.path.join(path, OUTCOME), os.O_RDONLY), "rb") as file:
             outcome = Outcome(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None

@@ -15,6 +15,7 @@ import pytest
 from tar_like.errors import NoSpace, ReceiverFailed
 from tar_like.proxy import durable, room
 from tar_like.proxy.commit import Outcome
+from tar_like.proxy.planning import Planning, read_outcome, run_planning
 from tar_like.proxy.receipts import ReceiptLog
 from tar_like.proxy.transfer import Transfer
 from tar_like.proxy.transfers import Transfers
@@ -253,3 +254,22 @@ def test_a_commit_whose_report_cannot_be_synced_is_not_complete(
     assert job.destination.read_report(job.id) is not None
     assert Transfers(job.destination, SimpleNamespace()).status(job.id).state != "complete"  # type: ignore[arg-type]
     assert job.complete() == {}
+
+
+def test_a_planning_says_that_the_disk_is_full_where_room_was_kept(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender waits for it: what needs a new file, or a byte more, may never come."""
+    job = Job(source, work / "dst", negotiate=False)
+    kept = (job.path / "outcome.tmp").stat().st_ino
+    failing(monkeypatch, Planning, "run", errno.ENOSPC)
+    for token in ("one", "another"):
+        run_planning(job.destination, job.id, token, '{"block_size": 4096}', 1)
+        found = read_outcome(str(job.path), token)
+        assert found is not None and isinstance(found.as_error(), NoSpace)
+        assert (job.path / "planning.json").stat().st_ino == kept
+    monkeypatch.undo()
+    run_planning(job.destination, job.id, "a third", '{"block_size": 4096}', 1)
+    job.reopen()
+    assert job.complete() == {}
+    job.close()
