@@ -21,11 +21,19 @@ _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def open_file(path: str | bytes, flags: int, mode: int = 0o600, dir_fd: int | None = None) -> int:
     """An fd of a regular file: no symlink is followed, and no FIFO waited for. Raises OSError."""
+    return open_regular(path, flags, mode, dir_fd)[0]
+
+
+def open_regular(
+    path: str | bytes, flags: int, mode: int = 0o600, dir_fd: int | None = None
+) -> tuple[int, os.stat_result]:
+    """What ``open_file`` gives, and how the file is."""
     fd = os.open(path, flags | _FILE, mode, dir_fd=dir_fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    st = os.fstat(fd)
+    if not stat.S_ISREG(st.st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return fd
+    return fd, st
 
 
 class Walker:

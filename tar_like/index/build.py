@@ -25,7 +25,7 @@ from tar_like.layout import FILE, HARDLINK, Entry, Piece, place, sort_key
 from tar_like.source import Found, Skipped, Source, Wanted
 from tar_like.source.hashing import Hashed, hash_files
 
-CHUNK = 2000
+CHUNK = 500
 NO_HASH = "none"
 
 

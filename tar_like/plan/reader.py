@@ -91,13 +91,15 @@ class Plan:
     def pieces_between(self, start: int, stop: int) -> Iterator[Piece]:
         """The pieces that lie in ``[start, stop)`` of the plan, cut where needed."""
         rows = self._db.execute(_PIECES, (start, stop))
+        new = tuple.__new__  # half the time of Piece(...), for every file there is
         for offset, entry_id, path, first, last, size, mtime, token, ctime in rows:
             if offset < start:
                 first, offset = first + start - offset, start
                 if first >= last:
                     continue
-            last = min(last, first + stop - offset)
-            yield Piece(entry_id, path, first, last, size, mtime, token, ctime)
+            if last - first > stop - offset:
+                last = first + stop - offset
+            yield new(Piece, (entry_id, path, first, last, size, mtime, token, ctime))
 
     def seen(self) -> Iterator[tuple[bytes, int]]:
         """(path, ctime) of some names, as the index saw them."""
@@ -122,14 +124,14 @@ class Plan:
 
     def extents_between(self, start: int, stop: int) -> Iterator[Extent]:
         """The parts of extents that lie in ``[start, stop)`` of the plan."""
+        new = tuple.__new__  # half the time of Extent._make, for every file there is
         for row in self._db.execute(_EXTENTS, (start, stop)):
-            extent = Extent._make(row)
-            if extent.offset < start or extent.offset + extent.stop - extent.start > stop:
-                clipped = clip(extent, start, stop)
-                if clipped is None:
-                    continue
-                extent = clipped
-            yield extent
+            offset, _, first, last = row
+            extent: Extent | None = new(Extent, row)
+            if offset < start or offset + last - first > stop:
+                extent = clip(new(Extent, row), start, stop)
+            if extent is not None:
+                yield extent
 
     def files_between(self, start: int, stop: int) -> Iterator[tuple[Entry, list[Extent]]]:
         """Files with their extents, for a range that begins and ends with a file."""

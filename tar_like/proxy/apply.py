@@ -249,10 +249,10 @@ class Applier:
         try:
             if size >= LARGE:
                 self._hold(path)
-            self._rename_over(Staging.name(entry_id), path)
+            parent, name = self._rename_over(Staging.name(entry_id), path)
         except FileNotFoundError:
             renamed = False  # or rather before a crash: then it must be as we left it
-        parent, name = self._walker.split(path)
+            parent, name = self._walker.split(path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if st.st_mtime_ns != mtime and renamed:
             raise _Refused("has a modification time that the destination's filesystem cannot hold")
@@ -472,8 +472,11 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         return stat.S_ISDIR(st.st_mode) and self._metadata.matches(entry, st)
 
-    def _rename_over(self, staged: str, path: bytes) -> None:
-        """Give a staged name its place; a directory there gives way if it may."""
+    def _rename_over(self, staged: str, path: bytes) -> tuple[int, bytes]:
+        """Give a staged name its place; a directory there gives way if it may.
+
+        Returns where that is: the fd of the directory, valid as the walker's are, and the name.
+        """
         if self._backup is not None:
             os.stat(staged, dir_fd=self._staging.fd, follow_symlinks=False)  # else it is in place
             self._backup.keep(path)
@@ -486,6 +489,7 @@ class Applier:
             self._remove_directory(path)
             parent, name = self._walker.split(path)
             os.rename(staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=parent)
+        return parent, name
 
     def _remove_directory(self, path: bytes) -> None:
         parent, name = self._walker.split(path)

@@ -49,7 +49,7 @@ from tar_like.proxy.verify import Twin, read_back, units
 from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Failure, Status
 
-RANGE = 4096
+RANGE = 1024
 """Entries that are put in place as one task."""
 INLINE = 2000
 """Transfers of fewer entries are committed in one process."""

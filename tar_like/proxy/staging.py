@@ -13,11 +13,12 @@ import os
 import sqlite3
 import weakref
 
-from tar_like.dirfd import open_file
+from tar_like.dirfd import open_file, open_regular
 from tar_like.errors import NoSpace
 from tar_like.proxy.durable import write_all
 
 _CREATE = os.O_WRONLY | os.O_CREAT
+_NEW = _CREATE | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR
 MODE = 0o644
 """Of a staged file: what most files have, so that few have to be given another. Nobody else
@@ -48,23 +49,27 @@ class Staging:
         """A writable fd of a staged file, made if it is new. Raises OSError, NoSpace."""
         name = self.name(entry_id)
         try:
-            return self._open(name, _CREATE)
+            return self._open(name, _CREATE)[0]
         except FileNotFoundError:
             self.make_shard(entry_id)
-            return self._open(name, _CREATE)
+            return self._open(name, _CREATE)[0]
         except OSError as error:
             raise mapped(error) from None
 
     def reopen(self, entry_id: int) -> int:
         """A readable and writable fd of a staged file. Raises FileNotFoundError, OSError."""
+        return self._open(self.name(entry_id), _REOPEN)[0]
+
+    def examine(self, entry_id: int) -> tuple[int, os.stat_result]:
+        """What ``reopen`` gives, and how the file is."""
         return self._open(self.name(entry_id), _REOPEN)
 
-    def _open(self, name: str, flags: int) -> int:
+    def _open(self, name: str, flags: int) -> tuple[int, os.stat_result]:
         try:
-            return open_file(name, flags, MODE, self._fd)
+            return open_regular(name, flags, MODE, self._fd)
         except PermissionError:  # verification has given it its mode, and it is needed again
             os.chmod(name, MODE, dir_fd=self._fd)
-            return open_file(name, flags, MODE, self._fd)
+            return open_regular(name, flags, MODE, self._fd)
 
     def make_shard(self, entry_id: int) -> None:
         """Make the folder that a staged file lies in."""
@@ -85,7 +90,10 @@ class Staging:
 
     def write(self, entry_id: int, data: memoryview, offset: int) -> None:
         """Put bytes into a staged file. Raises OSError, NoSpace."""
-        fd = self.create(entry_id)
+        try:
+            fd = os.open(self.name(entry_id), _NEW, MODE, dir_fd=self._fd)
+        except OSError:  # it is there, or its shard is not
+            fd = self.create(entry_id)
         try:
             if os.pwrite(fd, data, offset) != len(data):
                 write_all(fd, data, offset)

@@ -23,6 +23,7 @@ from tar_like.beside import Beside
 from tar_like.index import Index
 from tar_like.layout import Entry, Extent
 from tar_like.plan import Plan
+from tar_like.process import large_buffer
 from tar_like.proxy import durable
 from tar_like.proxy.assemble import copy_range
 from tar_like.proxy.kept import Kept
@@ -94,7 +95,7 @@ class Verifier:
         self._metadata = Metadata(self._index.xattr_names)
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         self._kept = Kept(os.path.join(path, "kept.db"))
-        self._buffer = memoryview(bytearray(self._plan.block_size))
+        self._buffer = large_buffer(self._plan.block_size)
         self._rooms = beside.rooms()
 
     def __call__(self, unit: Unit) -> UnitResult:
@@ -179,12 +180,11 @@ class Verifier:
             self._read_omitted(entry, extents, judge)
             return b""
         try:
-            fd = self._staging.reopen(entry.id)
+            fd, st = self._staging.examine(entry.id)
         except FileNotFoundError:
             judge.missing(extents)
             return b""
         try:
-            st = os.fstat(fd)
             if st.st_size != entry.size:
                 os.ftruncate(fd, entry.size)
                 st = os.fstat(fd)

@@ -17,7 +17,7 @@ from tar_like import digest
 from tar_like.codec import Omission
 from tar_like.errors import TarLikeError
 from tar_like.layout import Piece
-from tar_like.process import start_pool_worker
+from tar_like.process import large_buffer, start_pool_worker
 from tar_like.source.contract import Source
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class _BatchHasher:
 
     def __call__(self, files: list[Piece]) -> list[Hashed]:
         if self._buffer is None:
-            self._buffer = memoryview(bytearray(STEP))
+            self._buffer = large_buffer(STEP)
         if len(files) == 1 and files[0].size > STEP:
             return [self._hash_large(files[0], self._buffer)]
         return self._hash_small(files, self._buffer)

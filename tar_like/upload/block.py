@@ -11,6 +11,7 @@ from tar_like import codec, digest
 from tar_like.codec import Omission
 from tar_like.errors import UsageError
 from tar_like.layout import Piece
+from tar_like.process import large_buffer
 from tar_like.source import ReadsAhead, Source
 
 MODES = ("auto", "lz4", "none")
@@ -45,7 +46,7 @@ class BlockMaker:
         waits = isinstance(source, ReadsAhead)
         self.ahead = min(MAX_AHEAD, -(-AHEAD // block_size)) if waits else 0
         """How many of the blocks that follow are of use to ``make``."""
-        self._buffers = deque(memoryview(bytearray(block_size)) for _ in range(1 + self.ahead))
+        self._buffers = deque(large_buffer(block_size) for _ in range(1 + self.ahead))
 
     def make(
         self, pieces: Sequence[Piece], compressor: Compressor,
