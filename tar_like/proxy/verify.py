@@ -64,8 +64,6 @@ class UnitResult:
     bad_blocks: list[int] = field(default_factory=list)
     shared: list[tuple[int, int, bytes]] = field(default_factory=list)
     """(block, offset of the piece, its digest) of blocks that reach beyond the unit."""
-    entries_of_block: dict[int, list[int]] = field(default_factory=dict)
-    """Entries in bad or shared blocks."""
 
 
 def units(plan: Plan) -> Iterator[Unit]:
@@ -327,7 +325,6 @@ class _BlockJudge:
         self._result = result
         self._block = -1
         self._pieces: list[tuple[int, bytes]] = []
-        self._entries: list[int] = []
 
     def holds_whole(self, extent: Extent, size: int) -> bool:
         """Whether an extent is a whole file of this size, and lies in one block."""
@@ -350,7 +347,6 @@ class _BlockJudge:
             self._close()
             self._block = block
         self._pieces.append((extent.offset, piece_digest))
-        self._entries.append(extent.entry_id)
 
     def omitted(self, piece: Extent) -> int:
         """Why the source did not give this piece; 0 where it did."""
@@ -373,11 +369,9 @@ class _BlockJudge:
         start, stop = block * self._size, (block + 1) * self._size
         if start < self._unit.start or min(stop, self._plan.length) > self._unit.stop:
             self._result.shared += [(block, offset, piece) for offset, piece in pieces]
-            self._result.entries_of_block[block] = self._entries
         elif not block_holds(self._receipts, block, [piece for _, piece in pieces]):
             self._result.bad_blocks.append(block)
-            self._result.entries_of_block[block] = self._entries
-        self._pieces, self._entries = [], []
+        self._pieces = []
 
 
 def block_holds(receipts: Receipts, block_no: int, pieces: list[bytes]) -> bool:
