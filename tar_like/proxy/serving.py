@@ -51,7 +51,10 @@ class BodyProtocol(HttpToolsProtocol):
         self.gathering: RequestResponseCycle | None = None
         """The request that waits for its body to come in earnest."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # what does not go out is not followed by more
+        if transport.get_extra_info("sslcontext") is None:  # uvloop's TLS never goes on then
+            transport.set_write_buffer_limits(
+                high=0
+            )  # what does not go out is not followed by more
         if len(self.connections) > most_connections():
             self._make_room()
 
