@@ -273,7 +273,7 @@ class _Led:
         length: int = next(self._cutter.cut_buf(view)).length
         name = of_chunk(view[:length])
         number = self._known.numbers.get(name)
-        if number is None:
+        if number is None or self._known.lengths[number] != length:  # or a list that is wrong
             self._records.append(_RECORD.pack(length, name))
             self._first = self._next = len(self._known)
         else:
