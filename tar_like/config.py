@@ -53,7 +53,7 @@ class S3Settings:
         """The bucket and prefix of the settings. Raises UsageError when there are none."""
         if not self.bucket:
             raise UsageError("Which bucket? Set TARLIKE_S3_BUCKET, or give s3://bucket/prefix.")
-        return f"s3://{self.bucket}/{self.prefix.strip('/')}"
+        return f"s3://{self.bucket}/{self.prefix.removeprefix('/')}".removesuffix("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +256,7 @@ def _cores() -> int:
 def count(text: str) -> int:
     """A positive whole number. Raises UsageError."""
     if not re.fullmatch("[0-9]{1,4}", text) or not 0 < int(text) <= 1024:
-        raise UsageError(f"{text!r} is not a number of processes from 1 to 1024.")
+        raise UsageError(f"{text!r} is not a number from 1 to 1024.")
     return int(text)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 from tar_like import config
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings: config.Settings) ->
     parser.add_argument("-c", dest="fresh", action="store_true", help="start afresh: hash all")
     parser.add_argument(
         "--hash", dest="algorithm", metavar="NAME",
-        help="digest of the files: blake3 (default), sha256, md5, xxh3 or none (default for S3)",
+        help="digest of the files: blake3 (default), sha256, md5, xxh3 or none (default for S3); "
+        "an index that is there keeps its own",
     )  # fmt: skip
     parser.add_argument(
         "-j", dest="jobs", metavar="N", default=str(settings.processes),
@@ -63,7 +66,7 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
     from tar_like.index import BuildOptions, Index, build_index
     from tar_like.index.build import NO_HASH
 
-    algorithm = options.algorithm or (NO_HASH if "://" in options.base else digest.DEFAULT)
+    algorithm = options.algorithm or _known_algorithm(options)
     if algorithm != NO_HASH:
         digest.hasher(algorithm)
     build = BuildOptions(
@@ -88,3 +91,16 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
         output.listed([f"{one['path']}: {one['reason']}" for one in failures])
     values = {**dataclasses.asdict(summary), "skipped": summary.special, "failures": failures}
     return output.finish(values, SOURCE_TROUBLE if failures else OK)
+
+
+def _known_algorithm(options: argparse.Namespace) -> str:
+    """That of the index which is brought up to date; else the source's usual one."""
+    from tar_like import digest
+    from tar_like.errors import IndexInvalid
+    from tar_like.index import Index
+    from tar_like.index.build import NO_HASH
+
+    if not options.fresh and os.path.exists(options.db):
+        with contextlib.suppress(IndexInvalid), Index(options.db) as index:  # told when it is built
+            return index.algorithm
+    return NO_HASH if "://" in options.base else digest.DEFAULT

@@ -154,7 +154,12 @@ def _parsed(url: str) -> tuple[str, str]:
         )
     if not _BUCKET.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a bucket: give s3://bucket/prefix.")
-    prefix = prefix.strip("/")
+    prefix = prefix.removesuffix("/")
+    if "" in prefix.split("/") and prefix:
+        raise UsageError(
+            "A prefix has no empty parts: keys with two slashes in a row, or one in front, cannot "
+            "be paths."
+        )
     try:
         prefix.encode()
     except UnicodeEncodeError:

@@ -182,6 +182,9 @@ def test_unsigned_requests_carry_no_credentials(s3: Store) -> None:
         "s3://arn:aws:s3:us-east-1:1:accesspoint/x",
         "s3://b\udcff/x",
         "s3://bucket/\udcff",
+        "s3://bucket//prefix",
+        "s3://bucket/prefix//",
+        "s3://bucket/a//b",
     ],
 )
 def test_what_is_no_url_of_a_bucket_is_a_usage_error(s3: Store, url: str) -> None:
