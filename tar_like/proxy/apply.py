@@ -258,7 +258,26 @@ class Applier:
             raise _Refused("has a modification time that the destination's filesystem cannot hold")
         if st.st_size != size or st.st_mtime_ns != mtime:
             raise _Refused("was replaced in the destination during the commit")
+        if not renamed:
+            st = self._as_left(self._index.entry(entry_id), content)
         return entry_id, content, st.st_ino, st.st_ctime_ns
+
+    def _as_left(self, entry: Entry, content: bytes) -> os.stat_result:
+        """A file that was put in place before a crash: is it as we left it still?"""
+        parent, name = self._walker.split(entry.path)
+        if self._digest_of(name, parent) != content:
+            raise _Refused("was changed in the destination during the commit: run it again")
+        return self._set_metadata(entry)
+
+    def _set_metadata(self, entry: Entry) -> os.stat_result:
+        """Bring a file that is in place to the entry's state."""
+        parent, name = self._walker.split(entry.path)
+        fd = os.open(name, _READ, dir_fd=parent)
+        try:
+            self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def _hold(self, path: bytes) -> None:
         """Keep the file that is replaced from being freed before this process ends."""
@@ -304,14 +323,19 @@ class Applier:
         touched = st.st_ctime_ns != kept.ctime and kept.digest != b""
         if not same or (touched and not self._holds(name, parent, kept)):
             raise _Refused("was changed in the destination during the transfer: run it again")
-        if not self._metadata.matches(entry, st) or self._index.xattr_names:
-            fd = os.open(name, _READ, dir_fd=parent)
-            try:
-                self._metadata.apply(fd, entry, st, self._index.xattrs(entry.id))
-                st = os.fstat(fd)
-            finally:
-                os.close(fd)
-        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns), st.st_nlink
+        names = st.st_nlink
+        if not self._metadata.matches(entry, st):
+            if names > 1:  # the others may be other entries, which have metadata of their own
+                self._copy(entry, parent, name)
+                parent, name = self._walker.split(entry.path)
+                if kept.digest and not self._holds(name, parent, kept):
+                    raise _Refused("was changed in the destination during the commit: run it again")
+                st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            else:
+                st = self._set_metadata(entry)
+        elif self._index.xattr_names:
+            st = self._set_metadata(entry)
+        return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns), names
 
     def _share(self, entry: Entry, kept: Landed, base: Walker) -> Landed:
         """A file that the snapshot before has: by a further link, or copied if it differs."""
@@ -439,7 +463,7 @@ class Applier:
         entry = self._index.entry(entry_id)
         parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        same = (st.st_ino, st.st_size, st.st_mtime_ns) == (ino, entry.size, entry.mtime)
+        same = (st.st_ino, st.st_size) == (ino, entry.size) and self._metadata.matches(entry, st)
         return st.st_ctime_ns if same else None
 
     def finish_directories(self) -> list[Failure]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -142,6 +143,7 @@ class Assembler:
         try:
             if any(self._copy(entry, row, wanted) for row in task.sources):
                 return Provided(entry_id=entry.id, digest=wanted, missing=())
+            prepared = prepared and self._staging.holds(entry.id)
             if answer is not None and answer.chunks:
                 return self._patch(entry, task.basis, answer, wanted, prepared=prepared)
         except OSError as error:
@@ -149,11 +151,16 @@ class Assembler:
         return None
 
     def _open(self, path: bytes) -> int | None:
+        """A regular file; None for anything else."""
         try:
             parent, name = self._walker.split(path)
-            return os.open(name, _READ, dir_fd=parent)
+            fd = os.open(name, _READ, dir_fd=parent)
         except OSError:
             return None
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        return None
 
     def _keep(self, entry: Entry, basis: Row | None, wanted: bytes) -> Landed | None:
         """The file at the path, if it has the digest; ``basis`` may know that it has not."""

@@ -44,10 +44,10 @@ INSERT INTO landed SELECT e.id, l.digest, l.ino, l.ctime
 FROM idx.entry e CROSS JOIN ledger.entry o ON o.id = e.id + :shift
 CROSS JOIN ledger.landed l ON l.entry_id = o.id
 WHERE e.id >= :first AND e.id < :stop AND e.kind = 'f' AND e.size = o.size
-AND (:size_only OR CASE
+AND CASE
   WHEN e.hash != x'' AND :comparable THEN e.hash = l.digest
   WHEN e.token != x'' AND o.token != x'' THEN e.token = o.token
-  ELSE e.hash = x'' AND e.mtime = o.mtime END)
+  ELSE e.hash = x'' AND e.mtime = o.mtime END
 AND o.id NOT IN {touched}
 """
 
@@ -161,13 +161,10 @@ class Comparison:
     run is compared by one statement.
     """
 
-    def __init__(
-        self, db: sqlite3.Connection, index: Index, ledger: Ledger, *, size_only: bool = False
-    ) -> None:
+    def __init__(self, db: sqlite3.Connection, index: Index, ledger: Ledger) -> None:
         """``db`` has them as ``idx`` and ``ledger``."""
         self._db = db
         self._stop = index.entry_count
-        self._size_only = size_only
         self._comparable = ledger.algorithm == index.algorithm
 
     def take_equal(self, touched: str) -> None:
@@ -181,7 +178,6 @@ class Comparison:
                 "first": first,
                 "stop": stop,
                 "shift": shift,
-                "size_only": self._size_only,
                 "comparable": self._comparable,
             }
             self._db.execute(insert, values)

@@ -106,7 +106,7 @@ def write_survey(
     db = _begin(path, index, known)
     try:
         try:
-            _take_kept(db, index, known, rules)
+            _take_kept(db, index, known)
         except sqlite3.DatabaseError:  # the ledger is damaged: it costs time only
             db.close()
             os.unlink(path)
@@ -139,7 +139,7 @@ def _begin(path: str, index: Index, known: Known) -> sqlite3.Connection:
     return db
 
 
-def _take_kept(db: sqlite3.Connection, index: Index, known: Known, rules: Rules) -> None:
+def _take_kept(db: sqlite3.Connection, index: Index, known: Known) -> None:
     """Fill the table ``landed`` with what is kept. Raises OSError, sqlite3.Error."""
     ledger = Ledger(known.ledger)
     ledger.close()
@@ -151,7 +151,7 @@ def _take_kept(db: sqlite3.Connection, index: Index, known: Known, rules: Rules)
     else:
         touched_now(known.ledger, known.root, db)
     touched = "look.touched" if known.touched else "temp.touched"
-    Comparison(db, index, ledger, size_only=rules.size_only).take_equal(touched)
+    Comparison(db, index, ledger).take_equal(touched)
 
 
 def _but_of_size(
