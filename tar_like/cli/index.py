@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
 
 
 def _known_algorithm(options: argparse.Namespace) -> str:
-    """That of the index which is brought up to date; else the source's usual one."""
+    """That of the index which is brought up to date, if it has one; else the source's usual one."""
     from tar_like import digest
     from tar_like.errors import IndexInvalid
     from tar_like.index import Index
@@ -102,5 +102,6 @@ def _known_algorithm(options: argparse.Namespace) -> str:
 
     if not options.fresh and os.path.exists(options.db):
         with contextlib.suppress(IndexInvalid), Index(options.db) as index:  # told when it is built
-            return index.algorithm
+            if index.algorithm != NO_HASH:
+                return index.algorithm
     return NO_HASH if "://" in options.base else digest.DEFAULT
