@@ -3,7 +3,7 @@
     parent: missing blocks > a stretch for each process > ranges of it, large first
     child:  RangeSender.send > one message a block
 
-A child that dies has its range given to another; three deaths in a row end the run.
+A child that dies has its range given to another; three deaths in a row for each child end the run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Pool:
         connection.close()
         child.process.join()
         self._deaths += 1
-        if self._deaths > MAX_DEATHS:
+        if self._deaths > MAX_DEATHS * self._processes:  # each may meet a death of its own
             code = child.process.exitcode
             raise TarLikeError(f"Sending processes keep dying (exit {code}): run it again.")
         work.give_back(child.blocks)
