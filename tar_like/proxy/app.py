@@ -39,7 +39,7 @@ from tar_like.errors import (
     TooLarge,
     UsageError,
 )
-from tar_like.proxy import problem
+from tar_like.proxy import intake, problem
 from tar_like.proxy.access import Access, Guard
 from tar_like.proxy.intake import map_write_error
 from tar_like.proxy.offer import offer
@@ -77,7 +77,6 @@ ASIDE = 256 << 20
 """Bytes of the buffers of all bodies of one process that do so."""
 BUSY_AFTER = 10.0
 """Seconds that a request waits for its turn before it is told to come back."""
-CHECKPOINT_POLL = 0.5
 
 
 def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starlette:
@@ -142,7 +141,7 @@ class _Service:
 
     async def _checkpoints(self) -> None:
         while True:
-            await asyncio.sleep(CHECKPOINT_POLL)
+            await asyncio.sleep(intake.CHECKPOINT_POLL)
             try:
                 await self._run(self._transfers.checkpoint_due)
             except TarLikeError as error:  # nothing is called durable then

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import sqlite3
@@ -38,7 +37,7 @@ from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
-from tar_like.proxy.outcome import Outcome, attempt, keep_room, write_outcome
+from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
@@ -53,16 +52,6 @@ RANGE = 1024
 """Entries that are put in place as one task."""
 INLINE = 2000
 """Transfers of fewer entries are committed in one process."""
-OUTCOME = "outcome.json"
-
-
-def read_outcome(path: str) -> Outcome | None:
-    """The last outcome in a transfer's folder."""
-    try:
-        with open(open_file(os.path.join(path, OUTCOME), os.O_RDONLY), "rb") as file:
-            return Outcome(**json.loads(file.read()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int) -> None:
@@ -74,10 +63,10 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
         return  # complete meanwhile
     try:
         with held(os.path.join(destination.home, COMMIT_LOCK)):
-            keep_room(path, OUTCOME)
+            keep_room(path, COMMIT)
             outcome = attempt(lambda: _commit(destination, transfer_id, jobs))
             if outcome is not None:
-                write_outcome(path, OUTCOME, replace(outcome, token=token))
+                write_outcome(path, COMMIT, replace(outcome, token=token))
     finally:
         os.close(lock)
 

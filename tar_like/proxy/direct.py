@@ -20,11 +20,10 @@ import threading
 from tar_like.codec import Body
 from tar_like.database import trouble
 from tar_like.errors import ReceiverFailed, TarLikeError
+from tar_like.proxy import intake
 from tar_like.proxy.intake import map_write_error
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
-
-CHECKPOINT_POLL = 0.5
 
 
 class Direct:
@@ -65,7 +64,7 @@ class Direct:
         return transfer
 
     def _checkpoint(self) -> None:
-        while not self._end.wait(CHECKPOINT_POLL):
+        while not self._end.wait(intake.CHECKPOINT_POLL):
             with self._lock:
                 transfer = self._transfer
             if transfer is not None and transfer.checkpoint_due:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from tar_like.proxy.outcome import COMMIT, keep_room
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, touch
 from tar_like.proxy.seal import seal
 from tar_like.rules import RULES, Rules
@@ -22,8 +23,7 @@ def furnish(destination: Destination, folder: str, rules: Rules) -> None:
     index = os.path.join(folder, "index.db")
     for path in (index, os.path.join(folder, RULES), seal(index)):
         destination.durability.file(path)
-    with open(os.path.join(folder, "outcome.tmp"), "wb") as room:
-        room.write(b" " * 4096)  # so that a commit can say that the disk is full
+    keep_room(folder, COMMIT)
 
 
 def begin_anew(destination: Destination, transfer_id: str, rules: Rules) -> None:

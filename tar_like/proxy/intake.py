@@ -23,6 +23,8 @@ from tar_like.proxy.staging import Staging, mapped
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_BYTES = 1 << 30
+CHECKPOINT_POLL = 0.5
+"""Seconds between two looks whether one is due."""
 
 Pieces = list[tuple[Extent, memoryview | None]]
 """Each piece of a block with its bytes; None for one that is omitted."""

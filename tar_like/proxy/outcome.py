@@ -21,6 +21,8 @@ from tar_like.errors import (
 )
 from tar_like.proxy.staging import mapped
 
+COMMIT, PLANNING = "outcome.json", "planning.json"
+"""Names of outcomes."""
 _ROOM = "outcome.tmp"
 _SIZE = 4096
 
@@ -52,6 +54,15 @@ def keep_room(path: str, name: str) -> None:
     elif not os.path.exists(room):
         with open(open_file(room, os.O_WRONLY | os.O_CREAT), "wb") as file:
             file.write(b" " * _SIZE)
+
+
+def read_outcome(path: str, name: str) -> Outcome | None:
+    """The last outcome of this name in a transfer's folder."""
+    try:
+        with open(open_file(os.path.join(path, name), os.O_RDONLY), "rb") as file:
+            return Outcome(**json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def write_outcome(path: str, name: str, outcome: Outcome) -> None:

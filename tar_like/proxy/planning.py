@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from tar_like.chunks import SMALLEST_FILE, ChunkList
-from tar_like.dirfd import Walker, open_file
+from tar_like.dirfd import Walker
 from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
@@ -34,13 +34,12 @@ from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
 from tar_like.proxy.look import find_touched
-from tar_like.proxy.outcome import Outcome, attempt, keep_room, write_outcome
+from tar_like.proxy.outcome import PLANNING, attempt, keep_room, write_outcome
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
 from tar_like.rules import Rules
 
-OUTCOME = "planning.json"
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
 MAX_PADDING = 16
@@ -76,20 +75,10 @@ def run_planning(
         contextlib.suppress(FileNotFoundError),  # complete meanwhile
         Planning(destination, transfer_id, jobs) as planning,
     ):
-        keep_room(path, OUTCOME)
+        keep_room(path, PLANNING)
         outcome = attempt(lambda: planning.run(Wish(**json.loads(wish))))
         if outcome is not None:
-            write_outcome(path, OUTCOME, replace(outcome, token=token))
-
-
-def read_outcome(path: str, token: str) -> Outcome | None:
-    """Why planning failed that was asked for with this token; None when it did not, or not yet."""
-    try:
-        with open(open_file(os.path.join(path, OUTCOME), os.O_RDONLY), "rb") as file:
-            outcome = Outcome(**json.loads(file.read()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return outcome if outcome.token == token else None
+            write_outcome(path, PLANNING, replace(outcome, token=token))
 
 
 def questions_open(path: str) -> int:

@@ -126,7 +126,6 @@ class Receiver:
 
     def direct(self) -> Direct:
         """In a process that this run has forked since: take in what it sends, past HTTP."""
-
         return Direct(self._destination)
 
     def look(self) -> Look:

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from tar_like.errors import Conflict, NotFound, TarLikeError
-from tar_like.proxy import commit, look
+from tar_like.proxy import look
 from tar_like.proxy.offer import reopen
+from tar_like.proxy.outcome import COMMIT, PLANNING, read_outcome
 from tar_like.proxy.place import Destination
-from tar_like.proxy.planning import Wish, read_outcome
+from tar_like.proxy.planning import Wish
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 from tar_like.wire import LOOKING, OPEN, Look, Status, bitmap
@@ -118,8 +119,8 @@ class Transfers:
                 return status
             if status.questions and wish.ask:
                 return status
-            outcome = read_outcome(transfer.path, token)
-            if outcome is not None:
+            outcome = read_outcome(transfer.path, PLANNING)
+            if outcome is not None and outcome.token == token:
                 raise outcome.as_error()
             if not started:
                 self._starter.plan(transfer_id, token, json.dumps(asdict(wish)))
@@ -181,7 +182,8 @@ class Transfers:
             _check_rules(status, rules)
             if status.state == "complete":
                 return status
-            outcome = commit.read_outcome(self.destination.transfer(transfer_id)) if token else None
+            path = self.destination.transfer(transfer_id)
+            outcome = read_outcome(path, COMMIT) if token else None
             if outcome is not None and outcome.token == token:
                 if outcome.error:
                     raise outcome.as_error()

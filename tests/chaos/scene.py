@@ -179,10 +179,8 @@ def _upload(options: UploadOptions) -> int:
 
 def checkpoints_every(seconds: float) -> None:
     """In this process and its forks."""
-    from tar_like.proxy import app
-
     intake.CHECKPOINT_SECONDS = seconds
-    app.CHECKPOINT_POLL = seconds / 2
+    intake.CHECKPOINT_POLL = seconds / 2
 
 
 def make_tree(folder: Path, dice: random.Random, *, files: int = 40, most: int = 120_000) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tar_like.index import BuildOptions, build_index
-from tar_like.proxy.commit import Outcome, read_outcome, run_commit
+from tar_like.proxy.commit import run_commit
 from tar_like.proxy.durable import FULL, Durability
 from tar_like.proxy.offer import offer
+from tar_like.proxy.outcome import COMMIT, Outcome, read_outcome
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
 from tar_like.source import Wanted
@@ -126,7 +127,7 @@ class Job:
     def commit(self) -> Status | Outcome:
         run_commit(self.destination, self.id, TOKEN, 1)
         if self.transfer.alive:
-            outcome = read_outcome(self.transfer.path)
+            outcome = read_outcome(self.transfer.path, COMMIT)
             assert outcome is not None and outcome.token == TOKEN
             return outcome
         report = self.destination.read_report(self.id)

@@ -15,7 +15,8 @@ import pytest
 from tar_like.errors import NoSpace, ReceiverFailed
 from tar_like.proxy import durable, room
 from tar_like.proxy.commit import Outcome
-from tar_like.proxy.planning import Planning, read_outcome, run_planning
+from tar_like.proxy.outcome import PLANNING, read_outcome
+from tar_like.proxy.planning import Planning, run_planning
 from tar_like.proxy.receipts import ReceiptLog
 from tar_like.proxy.transfer import Transfer
 from tar_like.proxy.transfers import Transfers
@@ -265,8 +266,9 @@ def test_a_planning_says_that_the_disk_is_full_where_room_was_kept(
     failing(monkeypatch, Planning, "run", errno.ENOSPC)
     for token in ("one", "another"):
         run_planning(job.destination, job.id, token, '{"block_size": 4096}', 1)
-        found = read_outcome(str(job.path), token)
-        assert found is not None and isinstance(found.as_error(), NoSpace)
+        found = read_outcome(str(job.path), PLANNING)
+        assert found is not None and found.token == token
+        assert isinstance(found.as_error(), NoSpace)
         assert (job.path / "planning.json").stat().st_ino == kept
     monkeypatch.undo()
     run_planning(job.destination, job.id, "a third", '{"block_size": 4096}', 1)
