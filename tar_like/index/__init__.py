@@ -8,8 +8,9 @@ Not guaranteed: a tree that changes meanwhile is not seen at one instant; what d
 is read is noticed then.
 """
 
-from tar_like.index.build import BuildOptions, BuildSummary, build_index
+from tar_like.index.build import BuildOptions, build_index
 from tar_like.index.inodes import Inodes
+from tar_like.index.numbering import BuildSummary
 from tar_like.index.reader import Index
 from tar_like.index.recorded import Recorded
 from tar_like.index.validate import validate

@@ -19,9 +19,9 @@ from tar_like.codec import REASONS
 from tar_like.errors import IndexInvalid, TarLikeError, cause
 from tar_like.index import schema
 from tar_like.index.identity import Identity
-from tar_like.index.inodes import Inodes
+from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.index.reader import SEEN, Index
-from tar_like.layout import FILE, HARDLINK, Entry, Piece, place, sort_key
+from tar_like.layout import FILE, HARDLINK, Entry, Piece, sort_key
 from tar_like.source import Found, Skipped, Source, Wanted
 from tar_like.source.hashing import Hashed, hash_files
 
@@ -42,23 +42,6 @@ class BuildOptions:
     wanted: Wanted = field(default_factory=Wanted)
     lasting: bool = True
     """Whether the index is synced before it gets its name: not, where it is of use to one run."""
-
-
-@dataclass(slots=True)
-class BuildSummary:
-    """What was found and done."""
-
-    id: str = ""
-    entries: int = 0
-    files: int = 0
-    bytes: int = 0
-    hashed: int = 0
-    reused: int = 0
-    added: int = 0
-    changed: int = 0
-    gone: int = 0
-    special: int = 0
-    unreadable: int = 0
 
 
 def build_index(source: Source, path: str, options: BuildOptions) -> BuildSummary:
@@ -145,9 +128,8 @@ class _Builder:
         self._options = options
         self._old = old
         self._memory = _Memory(old, options.algorithm) if old is not None else None
-        self._summary = BuildSummary()
-        self._inodes = Inodes()
-        self._cursor = 0
+        self._numbering = Numbering()
+        self._summary = self._numbering.summary
 
     def write(self, path: str) -> BuildSummary | None:
         """Write the index; None, and nothing of use written, when the old one still holds."""
@@ -178,13 +160,13 @@ class _Builder:
                 identity.add_skipped(path_, kind)
             self._summary.id = identity.id()
             describe(
-                self._db, self._summary, self._cursor, self._options.algorithm,
-                self._source.url, self._options.wanted,
+                self._db, self._numbering, self._options.algorithm, self._source.url,
+                self._options.wanted,
             )  # fmt: skip
             self._db.execute("COMMIT")
         finally:
             self._db.close()
-            self._inodes.close()
+            self._numbering.close()
         return self._summary
 
     def _may_compare(self, old: Index) -> bool:
@@ -201,7 +183,7 @@ class _Builder:
         Returns the first name that is not; None when all are.
         """
         summary = self._summary
-        rows = old.fingerprints()
+        rows, inodes = old.fingerprints(), self._numbering.inodes
         hashed = self._options.algorithm != NO_HASH
         for found in scan:
             if isinstance(found, Skipped):
@@ -210,7 +192,7 @@ class _Builder:
             row = next(rows, _NO_ROW)
             links, size = found.links, found.size
             if row[:SEEN] != found[:SEEN]:
-                first = links > 1 and self._inodes.known(found.dev, found.ino) == row[SEEN]
+                first = links > 1 and inodes.known(found.dev, found.ino) == row[SEEN]
                 if not (first and _same_link(row, found)):
                     return found
             elif found.kind == FILE:
@@ -219,9 +201,9 @@ class _Builder:
                 summary.files += 1
                 if size:
                     summary.bytes += size
-                    self._cursor = row[SEEN + 1] + size
+                    self._numbering.length = row[SEEN + 1] + size
             if links > 1:
-                self._inodes.first(found.dev, found.ino, summary.entries)
+                inodes.first(found.dev, found.ino, summary.entries)
             summary.entries += 1
         return None
 
@@ -267,43 +249,16 @@ class _Builder:
 
     def _numbered(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The scan's names as entries: ids, offsets and hard links assigned."""
-        summary, memory = self._summary, self._memory
+        recall = self._memory.recall if self._memory is not None else None
         new = tuple.__new__  # half the time of Entry(...), a million times
-        for found in scan:
-            if isinstance(found, Skipped):
-                self._skip(found)
-                continue
-            (
-                path, kind, size, mode, mtime, uid, gid, target,
-                ctime, ino, dev, links, token, segments, xattrs,
-            ) = found  # fmt: skip
-            entry_id, link, remembered = summary.entries, -1, b""
-            first = self._inodes.first(dev, ino, entry_id) if links > 1 else entry_id
-            if first != entry_id:
-                kind, size, target, link, segments, xattrs = HARDLINK, 0, b"", first, None, ()
-            elif memory is not None:
-                remembered = memory.recall(found, summary)
-            summary.entries += 1
-            offset = self._cursor
-            if kind == FILE:
-                summary.files += 1
-                if size:
-                    offset = place(offset, size)
-                    self._cursor = offset + size
-                    summary.bytes += size
-            if segments is not None or xattrs:
-                self._more(entry_id, segments or (), xattrs)
-            fields = (
-                entry_id, path, kind, size, offset, mode, mtime, uid, gid, target, link,
-                remembered, ctime, ino, token,
-            )  # fmt: skip
-            yield new(Entry, fields)
+        for row in self._numbering.rows(scan, self._skip, self._more, recall):
+            yield new(Entry, row)
 
     def _more(
         self,
         entry_id: int,
-        segments: tuple[tuple[int, int], ...],
-        xattrs: tuple[tuple[bytes, bytes], ...],
+        segments: Iterable[tuple[int, int]],
+        xattrs: Iterable[tuple[bytes, bytes]],
     ) -> None:
         """What few entries have."""
         query = "INSERT INTO segment VALUES (?, ?, ?)"
@@ -312,18 +267,15 @@ class _Builder:
         self._db.executemany(query, ((entry_id, name, value) for name, value in xattrs))
 
     def _skip(self, skipped: Skipped) -> None:
-        if skipped.kind == "special":
-            self._summary.special += 1
-        else:
-            self._summary.unreadable += 1
+        self._summary.count_skipped(skipped)
         self._db.execute("INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)", skipped)
 
 
 def describe(
-    db: sqlite3.Connection, summary: BuildSummary, length: int, algorithm: str, url: str,
-    wanted: Wanted,
-) -> None:  # fmt: skip
+    db: sqlite3.Connection, numbering: Numbering, algorithm: str, url: str, wanted: Wanted
+) -> None:
     """Write what an index says of itself."""
+    summary = numbering.summary
     kinds = [name for name in ("xattrs", "acls") if getattr(wanted, name)]
     meta = {
         "id": summary.id,
@@ -332,7 +284,7 @@ def describe(
         "entries": str(summary.entries),
         "files": str(summary.files),
         "bytes": str(summary.bytes),
-        "length": str(length),
+        "length": str(numbering.length),
         "xattrs": " ".join(kinds),
     }
     db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))

@@ -9,10 +9,10 @@ ETags) is not.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from typing import Any
 
 from blake3 import blake3
-
-from tar_like.layout import Entry
 
 _ROW = struct.Struct("<cIqqIIqIII")
 _XATTR = struct.Struct("<qII")
@@ -26,8 +26,8 @@ class Identity:
     def __init__(self, algorithm: str) -> None:
         self._hasher = blake3(b"tar-like index 1\0" + algorithm.encode() + b"\0")
 
-    def add(self, entries: list[Entry]) -> None:
-        """Take up the next entries. Raises struct.error for numbers that no row can hold."""
+    def add(self, entries: Iterable[tuple[Any, ...]]) -> None:
+        """Take up the next entries, or their rows. Raises struct.error for too large numbers."""
         pack = _ROW.pack
         parts = []
         for _, path, kind, size, _, mode, mtime, uid, gid, target, link, digest, _, _, _ in entries:

@@ -13,14 +13,13 @@ import marshal
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tar_like.index import schema
-from tar_like.index.build import NO_HASH, BuildSummary, describe, writing
+from tar_like.index.build import NO_HASH, describe, writing
 from tar_like.index.identity import Identity
-from tar_like.index.inodes import Inodes
-from tar_like.layout import FILE, HARDLINK, place
+from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Skipped, Source, Wanted
 
 CHUNK = 1000
@@ -45,23 +44,22 @@ class Recorded:
         self._path = path
         self._rows = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
         self._db: sqlite3.Connection | None = None
-        self._inodes = Inodes()
-        self._cursor = 0
+        self._numbering = Numbering()
         self._segments: list[tuple[int, int, int]] = []
         self._skipped: list[Skipped] = []
-        self.summary = BuildSummary()
+        self.summary = self._numbering.summary
         """What was found, with the id of the index without hashes."""
         identity = Identity(NO_HASH)
         scan = source.scan(wanted)
         while chunk := list(itertools.islice(scan, CHUNK)):
-            rows = list(self._numbered(chunk))
+            rows = list(self._numbering.rows(chunk, self._skip, self._more))
             self._take(rows, begin=newest is not None and any(row[6] > newest for row in rows))
             identity.add(rows)
         for one in self._skipped:
             identity.add_skipped(one.path, one.kind)
         self.summary.id = identity.id()
         self.summary.added = self.summary.entries
-        self._inodes.close()
+        self._numbering.close()
 
     def _take(self, rows: list[Any], *, begin: bool) -> None:
         if begin and self._db is None:
@@ -88,36 +86,14 @@ class Recorded:
             db.executemany(schema.INSERT_ENTRY, rows)
             db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
 
-    def _numbered(self, chunk: list[Any]) -> Iterator[Any]:
-        """The names as rows of the table ``entry``."""
-        summary = self.summary
-        for found in chunk:
-            if isinstance(found, Skipped):
-                self._skipped.append(found)
-                summary.special += found.kind == "special"
-                summary.unreadable += found.kind != "special"
-                continue
-            path, kind, size, mode, mtime, uid, gid, target, ctime, ino, dev, links, token = found[
-                :13
-            ]
-            number, link, offset = summary.entries, -1, self._cursor
-            summary.entries += 1
-            if links > 1:
-                first = self._inodes.first(dev, ino, number)
-                if first != number:
-                    kind, size, target, link = HARDLINK, 0, b"", first
-            if kind == FILE:
-                summary.files += 1
-                if size:
-                    offset = place(offset, size)
-                    self._cursor = offset + size
-                    summary.bytes += size
-                if found.segments is not None:
-                    self._segments += [(number, *segment) for segment in found.segments]
-            yield (
-                number, path, kind, size, offset, mode, mtime, uid, gid, target, link, b"",
-                ctime, ino, token,
-            )  # fmt: skip
+    def _skip(self, skipped: Skipped) -> None:
+        self.summary.count_skipped(skipped)
+        self._skipped.append(skipped)
+
+    def _more(
+        self, entry_id: int, segments: Iterable[tuple[int, int]], _: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        self._segments += [(entry_id, *segment) for segment in segments]
 
     def write(self) -> BuildSummary:
         """Have the index, once, in its new file; it is not synced. Raises TarLikeError."""
@@ -125,7 +101,7 @@ class Recorded:
         with writing(self._path):
             insert = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
             db.executemany(insert, map(tuple, self._skipped))
-            describe(db, self.summary, self._cursor, NO_HASH, self._source.url, self._wanted)
+            describe(db, self._numbering, NO_HASH, self._source.url, self._wanted)
             db.execute("COMMIT")
         return self.summary
 
