@@ -157,8 +157,9 @@ class Transfers:
         reopen(self.destination, transfer_id)
         return self.get(transfer_id).status()
 
-    def _status_by(self, transfer_id: str, deadline: float) -> Status:
+    def _status_within(self, transfer_id: str, seconds: float) -> Status:
         """A status; a transfer that is being begun anew has time to be there again."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 return self.status(transfer_id)
@@ -172,13 +173,14 @@ class Transfers:
 
         With ``rules``, only if they are those that hold: Conflict otherwise.
         The status says how far it got: ``complete``, still ``committing``, or, with blocks
-        revoked, ``receiving``. Raises Conflict when blocks are missing, and what went wrong.
+        revoked, ``receiving``; or ``open``, where there is no plan (any more). Raises Conflict
+        when blocks are missing, and what went wrong.
         """
         deadline = time.monotonic() + WAIT
         token = ""
         asked = 0.0
         while True:
-            status = self._status_by(transfer_id, asked + BEGIN_ANEW)
+            status = self._status_within(transfer_id, BEGIN_ANEW if token else 0.0)
             _check_rules(status, rules)
             if status.state == "complete":
                 return status
@@ -188,9 +190,9 @@ class Transfers:
                 if outcome.error:
                     raise outcome.as_error()
                 return _revoked(status, outcome.revoked)
-            if status.state == OPEN and token:
-                return status  # begun anew: what it was planned by is no more
-            if status.state == OPEN or status.received < status.blocks:
+            if status.state == OPEN:
+                return status  # begun anew, maybe: what it was planned by is no more
+            if status.received < status.blocks:
                 raise Conflict(f"{status.blocks - status.received} blocks are missing: send them.")
             if status.state != "committing" and time.monotonic() - asked > COMMIT_START:
                 token, asked = secrets.token_hex(8), time.monotonic()
