@@ -39,12 +39,14 @@ def open_regular(
 class Walker:
     """File descriptors of directories below one root (which itself may be a symlink)."""
 
+    _root = -1
+
     def __init__(self, root: str | bytes | os.PathLike[str]) -> None:
         """Open the root. Raises OSError when it is missing or no directory."""
-        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._names: list[bytes] = []
         self._fds: list[int] = []
         self._current = b""
+        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @property
     def root(self) -> int:
@@ -72,9 +74,13 @@ class Walker:
         return self.dirfd(parent), name or b"."
 
     def close(self) -> None:
-        """Close every fd. The walker is of no use afterwards."""
-        self._pop_to(0)
-        os.close(self._root)
+        """Close every fd; done by itself when nobody has this object any more."""
+        root, self._root = self._root, -1
+        if root != -1:
+            self._pop_to(0)
+            os.close(root)
+
+    __del__ = close
 
     def __enter__(self) -> Walker:
         return self

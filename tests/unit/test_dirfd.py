@@ -86,6 +86,15 @@ def test_any_order_of_deep_paths_leads_where_the_names_say(deep: Deep, seed: int
     assert open_fds() == before
 
 
+def test_a_walker_that_nobody_has_any_more_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    before = open_fds()
+    walker = Walker(tmp_path)
+    walker.dirfd(b"a/b")
+    del walker
+    assert open_fds() == before
+
+
 def test_up_and_down_one_name_at_a_time(
     deep: Deep,
 ) -> None:
