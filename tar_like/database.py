@@ -66,7 +66,8 @@ def _guarded(path: str, mode: str) -> Iterator[None]:
         if not stat.S_ISREG(wanted.st_mode):
             raise sqlite3.OperationalError("it is no regular file")
         yield
-        if not any(_is(number, wanted) for number in os.listdir(_FDS) if number != str(fd)):
+        newest = sorted(map(int, os.listdir(_FDS)), reverse=True)
+        if not any(_is(number, wanted) for number in newest if number != fd):
             raise sqlite3.OperationalError("another file has taken its place")
     finally:
         os.close(fd)
@@ -80,9 +81,9 @@ def _as_sqlite(error: OSError) -> sqlite3.Error:
     return found
 
 
-def _is(number: str, wanted: os.stat_result) -> bool:
+def _is(number: int, wanted: os.stat_result) -> bool:
     try:
-        st = os.fstat(int(number))
+        st = os.fstat(number)
     except OSError:
         return False
     return (st.st_dev, st.st_ino) == (wanted.st_dev, wanted.st_ino)
