@@ -7,41 +7,44 @@ call that writes; and writes that are all short.
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import random
-import shutil
+import socket
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pool
 from pathlib import Path
 from unittest import mock
 
 from tar_like.errors import TarLikeError
 from tar_like.proxy.commit import run_commit
+from tar_like.proxy.outcome import COMMIT, read_outcome
 from tar_like.proxy.receipts import Receipts
 from tests.chaos import scene
 from tests.chaos.calls import BLOCK, Scenery
-from tests.chaos.scene import Broken
-from tests.chaos.traced import READS, WRITES, traced
+from tests.chaos.scene import Broken, void
+from tests.chaos.traced import READS, WRITES, Hit, traced
+from tests.trees import remove
 from tests.unit.receiver import Job
 
 DONE = {"negotiated", "durable", "complete 0"}
 """What a work says last, where nothing stopped it."""
 PROCESSES = 2
 """That try, each in a folder of its own."""
+ENOUGH = 20
+"""Faults that are found, to look no further."""
 SYNCS = ("fsync", "fdatasync", "syncfs")
 
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
-    """Up to so many errors, chosen at random. Raises Broken; PermissionError without strace."""
-    seed = dice.random()
+    """Up to so many errors, chosen at random. Raises Broken; PermissionError where none can be."""
     seed = dice.random()
     with tempfile.TemporaryDirectory(prefix="tar-like-errors-", dir=scene.memory()) as name:
         places = [Path(name, str(number)) for number in range(PROCESSES)]
-        for place in places:
-            place.mkdir()
         every = Errors(places[0], random.Random(seed)).every()
         chosen = dice.sample(every, min(count, len(every)))
         shorts = min(50, max(1, count // 100))
@@ -50,25 +53,44 @@ def run(count: int, dice: random.Random) -> dict[str, object]:
                 (place, seed, chosen[number::PROCESSES], len(range(number, shorts, PROCESSES)))
                 for number, place in enumerate(places)
             ]
-            stopped = sum(pool.imap_unordered(_part, parts))
-    return {"calls": len(every), "tried": len(chosen), "stopped_the_work": stopped,
+            tallies = list(pool.imap_unordered(_part, parts))
+    broken = [text for tally in tallies for text in tally.broken]
+    if broken:
+        raise Broken(f"{len(broken)} of {len(chosen)}:\n" + "\n".join(broken))
+    met = sum(tally.met for tally in tallies)
+    if met < len(chosen) * 0.98:
+        raise Broken(f"only {met} of {len(chosen)} calls came that were to fail: it shows little")
+    return {"calls": len(every), "tried": len(chosen), "met": met,
+            "stopped_the_work": sum(tally.stopped for tally in tallies),
             "transfers_of_short_writes": shorts}  # fmt: skip
 
 
-def _part(part: tuple[Path, float, list[Fault], int]) -> int:
-    """Try these; how many stopped the work."""
+@dataclass(slots=True)
+class Tally:
+    """What came of some trials."""
+
+    met: int = 0
+    """Trials in which the call came that was to fail."""
+    stopped: int = 0
+    """Trials in which the work did not come to its end."""
+    broken: list[str] = field(default_factory=list)
+    """What does not hold."""
+
+
+def _part(part: tuple[Path, float, list[Fault], int]) -> Tally:
+    """Try these."""
     place, seed, faults, shorts = part
-    shutil.rmtree(place)
-    place.mkdir()
+    gc.freeze()
     errors = Errors(place, random.Random(seed))
     for _ in range(shorts):
         errors.short()
-    stopped = 0
     for number, fault in enumerate(faults, 1):
-        stopped += errors.one(fault)
+        errors.one(fault)
         if number % 100 == 0:
             print(f"errors: {number} of {len(faults)} in process {place.name}", flush=True)
-    return stopped
+        if len(errors.tally.broken) == ENOUGH:
+            break
+    return errors.tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +147,20 @@ class Fault:
     """The how many-th of these calls, from 1."""
     error: str
 
+    def __str__(self) -> str:
+        work = WORKS[self.work].name
+        return f"{work}, {self.error} of {self.call} number {self.number}"
+
 
 class Errors(Scenery):
-    """The trials, in one folder."""
+    """The trials, in one folder, which is made anew."""
+
+    def __init__(self, work: Path, dice: random.Random) -> None:
+        if work.exists():
+            remove(work)
+        work.mkdir()
+        super().__init__(work, dice)
+        self.tally = Tally()
 
     def every(self) -> list[Fault]:
         """Every fault that there can be."""
@@ -136,53 +169,62 @@ class Errors(Scenery):
             for which, work in enumerate(WORKS)
             for call, total in self._calls(work).items()
             for number in range(1, total + 1)
-            for error in (("EIO", "ENOSPC") if call in WRITES.split(",") else ("EIO",))
+            for error in (("EIO", "ENOSPC") if call in WRITES else ("EIO",))
         ]
 
     def _calls(self, work: Work) -> dict[str, int]:
-        job = self.prepared(old=work.old)
-        work.prepare(job)
-        done = traced(lambda: self._try(work, job, 1), log=self.log, which=f"{WRITES},{READS}")
+        job = self._prepared(work)
+        done = traced(lambda: self._try(work, job, void), log=self.log, which=WRITES + READS)
         job.close()
         if done.code:
             raise Broken(f"{work.name} fails by itself: {self.log.read_text()[-2000:]}")
-        return {call: count for call, count in done.calls.items() if call != "writev"}
+        return done.calls
 
     @staticmethod
-    def _try(work: Work, job: Job, said: int) -> int:
+    def _try(work: Work, job: Job, say: Callable[[str], object]) -> int:
         """In the traced process: 0 when it went through, 1 when it failed with an error of ours."""
         try:
-            work.do(job, lambda text: os.writev(said, [f"{text}\n".encode()]))
+            work.do(job, say)
         except (OSError, sqlite3.Error, TarLikeError) as error:
             print(type(error).__name__, error)
             return 1
         return 0
 
-    def one(self, fault: Fault) -> bool:
-        """Whether it stopped the work. Raises Broken."""
-        work, call = WORKS[fault.work], fault.call
-        job = self.prepared(old=work.old)
-        work.prepare(job)
+    def one(self, fault: Fault) -> None:
+        """Have one call fail; the tally says what came of it."""
+        job = self._prepared(WORKS[fault.work])
         self.log.unlink(missing_ok=True)
-        with (self.work / "said").open("wb") as said:
+        hit = Hit(fault.call, fault.number, getattr(errno, fault.error))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours, theirs:
             done = traced(
-                lambda: self._try(work, job, said.fileno()), log=self.log,
-                which=call, inject=f"{call}:error={fault.error}:when={fault.number}",
+                lambda: self._try(WORKS[fault.work], job, lambda text: theirs.send(text.encode())),
+                log=self.log, hit=hit,
             )  # fmt: skip
+            theirs.send(b"")
+            said = list(iter(lambda: ours.recv(100).decode(), ""))
         job.close()
+        self.tally.met += done.met
+        self.tally.stopped += not DONE & set(said)
         try:
-            acknowledged = (self.work / "said").read_text().split("\n")[:-1]
             if done.code not in (0, 1):
                 raise Broken(f"it crashed: {self.log.read_text()[-2000:]}")
-            self._judge(job, acknowledged, synced=call not in SYNCS)
+            self._judge(job, said, synced=fault.call not in SYNCS or not done.met)
         except Broken as broken:
-            text = f"{work.name}, {fault.error} of {call} number {fault.number}: {broken}"
-            raise Broken(text) from None
-        return not DONE & set(acknowledged)
+            self.tally.broken.append(f"{fault}: {broken}")
+
+    def _prepared(self, work: Work) -> Job:
+        job = self.prepared(old=work.old)
+        work.prepare(job)
+        gc.collect()  # closes what earlier works had open: each begins with the same descriptors
+        return job
 
     def _judge(self, job: Job, said: list[str], *, synced: bool) -> None:
         scene.no_partial_files(self.dest, *self.allowed)
         folder = self.dest / ".tar_like/transfers" / job.id
+        outcome = read_outcome(str(folder), COMMIT)
+        if outcome is not None and "unexpected" in outcome.error:
+            raise Broken(f"an error that is none of ours: {self.log.read_text()[-2000:]}")
         if "received" in said:
             receipts = Receipts(str(folder / "receipts"))
             receipts.refresh()
@@ -194,7 +236,7 @@ class Errors(Scenery):
         if "complete 0" in said:
             if not synced:
                 raise Broken("it was called complete though a sync failed")
-            scene.same(self.source, self.dest)
+            self.same()
         self.again()
 
     def short(self) -> None:

@@ -106,16 +106,23 @@ class Fork:
 
     def end(self) -> int:
         """Wait for its end; its exit code."""
-        wait_for(f"a process to end (its log: {self.said()})", self.ended)
+        if not self.ended():
+            with open(os.pidfd_open(self.pid), "rb") as process:
+                poll = select.poll()
+                poll.register(process, select.POLLIN)
+                if not poll.poll(PATIENCE * 1000):
+                    raise Broken(f"a process does not end in {PATIENCE} s: {self.said()}")
+            wait_for("a process that has ended", self.ended)
         assert self.code is not None
         return self.code
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
-        if self.ended() and not group(self.pid):
-            return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            if self.ended():
+                return
         self.end()
         wait_for("a process group to end", lambda: not group(self.pid))
 
