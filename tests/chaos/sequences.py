@@ -281,6 +281,8 @@ class Machine(RuleBasedStateMachine):
             if not missing:
                 raise
             return
+        if plan is None and status.state == "open":
+            return
         if missing:
             raise Broken("committed with blocks missing")
         if status.revoked:
