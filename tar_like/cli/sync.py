@@ -17,8 +17,8 @@ from tar_like.cli.output import Output
 from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
-    from tar_like.index import BuildOptions, BuildSummary
-    from tar_like.source import Source, Wanted
+    from tar_like.index import BuildOptions, BuildSummary, Recorded
+    from tar_like.source import Source
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.wire import Look
 
@@ -63,19 +63,25 @@ def run(options: argparse.Namespace, output: Output) -> int:
 
     settings = config.load()
     what = wanted(options)
-    with scanning(options.source, s3_settings(options, settings), what) as source:
-        return _run(options, settings, what, source, output)
+    if not _may_record(options):
+        with scanning(options.source, s3_settings(options, settings), what) as source:
+            return _run(options, settings, source, None, output)
+    from tar_like.index import Recorded
+    from tar_like.source.folder import FolderSource
+
+    with closing(FolderSource(options.source)) as source, closing(Recorded(source, what)) as rows:
+        return _run(options, settings, source, rows, output)
 
 
 def _run(
     options: argparse.Namespace,
     settings: config.Settings,
-    what: Wanted,
     source: Source,
+    rows: Recorded | None,
     output: Output,
 ) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, forbid_inside, trust
+    from tar_like.cli.common import block_size, forbid_inside, trust, wanted
     from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
     from tar_like.index import BuildOptions
@@ -85,7 +91,7 @@ def _run(
     from tar_like.upload.run import begin_look
 
     lasting = bool(options.db)
-    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=what, lasting=lasting)
+    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=wanted(options), lasting=lasting)
     upload = UploadOptions(
         source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",
@@ -104,7 +110,7 @@ def _run(
         if options.durability != settings.durability:
             raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
-        return _sync(options, build, upload, source, output, look=lambda: begin_look(upload))
+        return _sync(options, build, upload, source, rows, output, look=lambda: begin_look(upload))
     if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     if options.detach or (options.redis and options.redis != settings.redis_url):
@@ -112,12 +118,12 @@ def _run(
     options.redis = ""
     if "://" not in options.source:
         forbid_inside(options.target, options.source)
-    return _sync_to_folder(options, build, upload, source, output, settings.processes)
+    return _sync_to_folder(options, build, upload, source, rows, output, settings.processes)
 
 
 def _sync_to_folder(
     options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, source: Source,
-    output: Output, cores: int,
+    rows: Recorded | None, output: Output, cores: int,
 ) -> int:  # fmt: skip
     from tar_like.proxy import durable
     from tar_like.proxy.server import Receiver, ServerOptions
@@ -141,7 +147,8 @@ def _sync_to_folder(
             trust=config.Trust(token=receiver.token),
             direct=None if over_http else receiver.direct,
         )
-        code = _sync(options, build, upload, source, output, receiver.supersede, receiver.look)
+        told = receiver.supersede, receiver.look
+        code = _sync(options, build, upload, source, rows, output, *told)
         receiver.close(at_once=code in (OK, SOURCE_TROUBLE))
         return code
 
@@ -151,32 +158,39 @@ def _sync(
     build: BuildOptions,
     upload: UploadOptions,
     source: Source,
+    rows: Recorded | None,
     output: Output,
     scanned: Callable[[str, str], None] = lambda _source, _id: None,
     look: Callable[[], Look | None] = lambda: None,
 ) -> int:
-    """``scanned`` is told the source and the index's id before anything is sent.
+    """``rows`` are those of a scan that has begun, if it has; else the index is built here.
 
-    ``look`` has the receiver look whether the last tree is in its place, while this one is scanned.
+    ``scanned`` is told the source and the index's id before anything is sent.
+
+    With rows, ``look`` has the receiver look meanwhile whether the last tree is in its place.
     """
     from tar_like.cli import fanout
     from tar_like.cli.common import say_scanned
-    from tar_like.index import Recorded, build_index
+    from tar_like.index import build_index
+    from tar_like.index.recorded import AT_ONCE
 
     folder = tempfile.mkdtemp(prefix="tar-like-")
     code = None
     try:
         index_path = options.db or os.path.join(folder, "index.db")
-        begun = look() if _may_look(options, upload) else None
-        if begun is not None and begun.index:
-            with closing(Recorded(source, build.wanted, index_path, begun.newest)) as recorded:
-                code = _if_still_there(recorded.summary, upload, begun, output)
+        if rows is None:
+            found = build_index(source, index_path, _as_kept(build, index_path))
+        else:
+            begun = look()
+            if begun is None or not begun.index:
+                rows.finish(index_path, AT_ONCE)
+            else:
+                rows.finish(index_path, begun.newest)
+                code = _if_still_there(rows.summary, upload, begun, output)
                 if code is not None:
                     return code
                 upload = replace(upload, look=begun.token)
-                found = recorded.write()
-        else:
-            found = build_index(source, index_path, _as_kept(build, index_path))
+            found = rows.write()
         scanned(source.url, found.id)
         say_scanned(found, output)
         if options.detach:
@@ -189,20 +203,20 @@ def _sync(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _may_look(options: argparse.Namespace, upload: UploadOptions) -> bool:
+def _may_record(options: argparse.Namespace) -> bool:
     """Whether a look at names and times is all that this run is asked for.
 
     A bucket also has ETags, which an index's id does not cover.
     """
     return not (
-        "://" in upload.source
+        "://" in options.source
         or options.dry_run
         or options.snapshot
         or options.db
         or options.detach
         or options.xattrs
         or options.acls
-        or upload.checksum
+        or options.checksum
     )
 
 

@@ -160,8 +160,8 @@ class _Builder:
                 identity.add_skipped(path_, kind)
             self._summary.id = identity.id()
             describe(
-                self._db, self._numbering, self._options.algorithm, self._source.url,
-                self._options.wanted,
+                self._db, self._summary, self._numbering.length, self._options.algorithm,
+                self._source.url, self._options.wanted,
             )  # fmt: skip
             self._db.execute("COMMIT")
         finally:
@@ -272,10 +272,10 @@ class _Builder:
 
 
 def describe(
-    db: sqlite3.Connection, numbering: Numbering, algorithm: str, url: str, wanted: Wanted
-) -> None:
+    db: sqlite3.Connection, summary: BuildSummary, length: int, algorithm: str, url: str,
+    wanted: Wanted,
+) -> None:  # fmt: skip
     """Write what an index says of itself."""
-    summary = numbering.summary
     kinds = [name for name in ("xattrs", "acls") if getattr(wanted, name)]
     meta = {
         "id": summary.id,
@@ -284,7 +284,7 @@ def describe(
         "entries": str(summary.entries),
         "files": str(summary.files),
         "bytes": str(summary.bytes),
-        "length": str(numbering.length),
+        "length": str(length),
         "xattrs": " ".join(kinds),
     }
     db.executemany("INSERT INTO meta VALUES (?, ?)", _printable(meta))

@@ -176,7 +176,8 @@ def _look(destination: Destination, touched: str) -> Seen:
                 found.execute(TOUCHED.format(""))
                 found.executemany(_INSERT, ((number,) for number in look.touched(_QUERY)))
                 found.execute("COMMIT")
-            same, extra = look.same, look.same and look.extra()
+            extra = look.same and look.extra()
+            same = look.same
             return Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
     except (OSError, sqlite3.Error):
         return Seen(index=index_id, ledger=version)
@@ -211,21 +212,22 @@ class _Look:
         self._db = db
         self._walker = walker
         self._metadata = Metadata(frozenset())
-        self._directories: dict[bytes, int] = {b"": 0}
-        """How many names of the index are in each."""
+        self._extra: dict[bytes, int] = {}
+        """How many names each directory has besides those of the index that came by."""
+        self._unlisted: set[bytes] = set()
+        """Directories that none of the index's names has led into."""
         self.same = same
         """Whether every entry was found in its place, as far as anybody wants to know."""
 
     def touched(self, query: str) -> Iterator[int]:
         """Files that are not as they were left, or not to be found. Raises sqlite3.Error."""
-        directories, lstat = self._directories, os.lstat
-        parent, fd, count = b"", self._walker.root, 0
+        lstat = os.lstat
+        parent, fd, count = b"/", -1, 0  # in no directory yet
         for number, path, kind, size, mtime, ino, ctime in self._db.execute(query):
             folder, _, name = path.rpartition(b"/")
             if folder != parent:
-                if self.same:
-                    directories[parent] += count
-                parent, fd, count = folder, self._open(folder), 0
+                self._leave(parent, count)
+                parent, fd, count = folder, self._enter(folder), 0
             count += 1
             try:
                 st = lstat(name or b".", dir_fd=fd)
@@ -243,18 +245,37 @@ class _Look:
                     yield number
             elif self.same:
                 self.same = st is not None and self._holds(self._entry(number), st, fd, name)
-                if kind == DIRECTORY:
-                    directories[path] = 0
-        if self.same:
-            directories[parent] += count
-            directories[b""] -= 1  # the root is no name in itself
+                if kind == DIRECTORY and path:
+                    self._unlisted.add(path)
+        self._leave(parent, count)
 
-    def _open(self, folder: bytes) -> int:
+    def _enter(self, folder: bytes) -> int:
         """A folder's fd; one that no name is found by, when there is none."""
         try:
-            return self._walker.dirfd(folder)
+            fd = self._walker.dirfd(folder)
         except OSError:
+            self.same = False
             return -1
+        if self.same and folder not in self._extra:
+            self._list(folder, fd)
+        return fd
+
+    def _leave(self, folder: bytes, count: int) -> None:
+        """So many of a folder's names came by."""
+        if folder in self._extra:
+            self._extra[folder] -= count
+
+    def _list(self, folder: bytes, fd: int) -> None:
+        """Count a directory's names, while its fd is at hand."""
+        try:
+            names = len(os.listdir(b"/proc/self/fd/%d/" % fd))
+        except OSError:
+            self.same = False
+            return
+        if not folder:
+            names += 1 - _has_home(self._walker)  # the root comes by as a name of its own
+        self._extra[folder] = names
+        self._unlisted.discard(folder)
 
     def _entry(self, number: int) -> Entry:
         row = self._db.execute(f"{SELECT_ENTRY} WHERE id = ?", (number,)).fetchone()
@@ -278,12 +299,9 @@ class _Look:
 
     def extra(self) -> bool:
         """Whether a directory has names that the index lacks, where all that it has are there."""
-        for path, count in self._directories.items():
-            with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(path)) as names:
-                found = sum(1 for _ in names) - (not path and _has_home(self._walker))
-            if found != count:
-                return True
-        return False
+        for folder in list(self._unlisted):
+            self._enter(folder)
+        return any(self._extra.values())
 
 
 def _has_home(walker: Walker) -> bool:

@@ -91,8 +91,17 @@ class Source(Protocol):
 class Begins(Protocol):
     """A source that can scan while something else is done."""
 
+    @property
+    def url(self) -> str:
+        """As that of any source."""
+
     def begin(self, wanted: Wanted) -> None:
         """Begin a scan; the ``scan`` of just this goes on with it. Raises SourceUnusable."""
+
+    def scan_as(
+        self, wanted: Wanted, pack: Callable[[Iterator[Found | Skipped]], Iterator[bytes]]
+    ) -> Iterator[bytes]:
+        """What ``pack`` makes of a scan, beside that; it has begun then. Raises SourceUnusable."""
 
 
 @runtime_checkable

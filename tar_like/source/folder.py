@@ -18,7 +18,7 @@ import heapq
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -26,7 +26,7 @@ from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
 from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
-from tar_like.source.ahead import ahead
+from tar_like.source.ahead import ahead, ahead_as
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
 from tar_like.sparse import data_of
 
@@ -71,6 +71,11 @@ class FolderSource:
     def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         begun, self._begun = self._begun, None
         return begun[1] if begun and begun[0] == wanted else ahead(self._scan(wanted))
+
+    def scan_as(
+        self, wanted: Wanted, pack: Callable[[Iterator[Found | Skipped]], Iterator[bytes]]
+    ) -> Iterator[bytes]:
+        return ahead_as(self._scan(wanted), pack)
 
     def _scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         (root,) = self._look_at(b"", [b"."], replace(wanted, keep=None))

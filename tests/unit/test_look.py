@@ -231,7 +231,8 @@ def test_a_recorded_scan_gives_the_index_that_is_built(
         built, written = work / "built", work / f"written.{folder.name}"
         with closing(FolderSource(str(folder))) as plain:
             summary = build_index(plain, str(built), BuildOptions(algorithm="none", fresh=True))
-            with closing(Recorded(plain, Wanted(), str(written), newest)) as recorded:
+            with closing(Recorded(plain, Wanted())) as recorded:
+                recorded.finish(str(written), newest)
                 assert written.exists() == (newest == 0)
                 assert recorded.write() == summary == recorded.summary
         assert rows(written) == rows(built)
