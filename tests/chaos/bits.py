@@ -203,9 +203,10 @@ def _finish(job: Job) -> None:
 
 
 def _right(job: Job, found: Status) -> None:
-    wrong = trees.differences(trees.look(job.source), trees.look(job.dest))
-    named = {failure.path for failure in found.failures}
-    if wrong and not named:
+    lines = trees.differences(trees.look(job.source), trees.look(job.dest))
+    named = tuple(f"{os.fsencode(failure.path)!r}:" for failure in found.failures)
+    wrong = [line for line in lines if not line.startswith(named)]
+    if wrong:
         raise Broken(f"complete, and wrong: {wrong[:5]}")
 
 

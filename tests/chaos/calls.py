@@ -49,8 +49,8 @@ def _put(job: Job) -> None:
     job.transfer.checkpoint()
 
 
-def _commit(job: Job, jobs: int = 1) -> None:
-    run_commit(job.destination, job.id, "token", jobs)
+def _commit(job: Job) -> None:
+    run_commit(job.destination, job.id, "token", 1)
 
 
 WORKS = (

@@ -54,7 +54,7 @@ def run(count: int, dice: random.Random) -> dict[str, object]:
         world = World(Path(name), dice)
         figures: Counter[str] = Counter()
         while figures["kills"] < count:
-            with contextlib.closing(Round(world, redis=figures["rounds"] % 4 == 3)) as one:
+            with contextlib.closing(Round(world, redis=figures["rounds"] % 4 == 0)) as one:
                 figures += one.run(min(count - figures["kills"], dice.randint(4, 16)))
             figures["rounds"] += 1
         return dict(figures)
