@@ -12,9 +12,11 @@ from pathlib import Path
 
 import jwt
 import pytest
+from starlette.routing import Route
 
 from tar_like.errors import TarLikeError, Unauthorized, UsageError
 from tar_like.proxy.access import Access, asked
+from tar_like.proxy.app import make_app
 from tar_like.signed import Keyring, make_keys, sign
 from tar_like.tokens import COMMIT, OFFER, OPERATIONS, READ, SEND, Grant
 from tests import trees
@@ -27,14 +29,19 @@ ENDPOINTS = (
     ("GET", "/metrics", READ),
     ("GET", "/tar", READ),
     ("HEAD", "/tar", READ),
+    ("POST", "/tar", OFFER),
     ("GET", f"/tar/{ID}", READ),
     ("GET", f"/tar/{ID}/db", READ),
     ("GET", f"/tar/{ID}/plan", READ),
     ("GET", f"/tar/{ID}/blocks", READ),
     ("PUT", f"/tar/{ID}/db", OFFER),
+    ("POST", f"/tar/{ID}/again", OFFER),
     ("POST", f"/tar/{ID}/plan", OFFER),
+    ("GET", f"/tar/{ID}/questions", READ),
+    ("PUT", f"/tar/{ID}/answers", OFFER),
     ("PUT", f"/tar/{ID}/4096/0", SEND),
     ("POST", f"/tar/{ID}/commit", COMMIT),
+    ("POST", f"/tar/{ID}/rehearsal", OFFER),
     ("DELETE", f"/tar/{ID}", OFFER),
     ("GET", "/nothing/of/the/kind", READ),
 )
@@ -143,6 +150,16 @@ def ask(
     response = connection.getresponse()
     headers = {name.lower(): value for name, value in response.getheaders()}
     return response.status, headers, response.read()
+
+
+def test_the_endpoints_are_all_that_there_are() -> None:
+    routes = make_app(None, Access()).routes  # type: ignore[arg-type]
+    asked = {(method, path) for method, path, _ in ENDPOINTS}
+    for route in routes:
+        assert isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}:
+            path = route.path.format(id=ID, block_size=4096, block_no=0)
+            assert path == "/healthz" or (method, path) in asked, (method, path)
 
 
 @pytest.mark.parametrize("credentials", BAD)
