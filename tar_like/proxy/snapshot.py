@@ -120,17 +120,32 @@ class Snapshot:
             raise CommitFailed(f"The destination has {self._name} by now: choose another name.")
         st = os.stat(self.tree)
         mark = os.path.join(self._path, _MARK)
+        found = {
+            "inode": st.st_ino,
+            "mode": st.st_mode & 0o7777,
+            "failures": list(map(asdict, failures)),
+        }
         with open(f"{mark}.tmp", "w", encoding="utf-8") as file:
-            json.dump({"inode": st.st_ino, "failures": list(map(asdict, failures))}, file)
+            json.dump(found, file)
         self._destination.durability.publish(f"{mark}.tmp", mark)
         self._destination.note_snapshot(self._name)
         if st.st_mode & 0o200 == 0:  # a folder that its owner may not write to cannot be moved
             os.chmod(self.tree, st.st_mode | 0o200)
         os.rename(self.tree, self._final)
-        os.chmod(self._final, st.st_mode & 0o7777)
+
+    def _close(self) -> None:
+        """Give the tree its own mode; whoever put it in place may not have come to that."""
+        mark = self._mark()
+        fd = os.open(self._final, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if mark is not None and os.fstat(fd).st_ino == mark["inode"]:
+                os.chmod(f"/proc/self/fd/{fd}", mark["mode"])
+        finally:
+            os.close(fd)
 
     def switch(self) -> None:
         """Let ``current`` lead here. Raises OSError."""
+        self._close()
         folder = self._destination.temporary()
         link = os.path.join(folder, CURRENT)
         os.symlink(self._name, link)

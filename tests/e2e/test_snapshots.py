@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tar_like.proxy.place import Destination
+from tar_like.proxy.snapshot import Snapshot
 from tests import trees
 from tests.e2e.harness import Job, Proxy, assert_tidy, run, sync, wait_for
 from tests.e2e.test_delete import target  # noqa: F401 (a fixture)
@@ -153,3 +155,29 @@ def test_killed_at_any_moment_it_is_not_there_or_whole(
     assert_same(source, dest / "two")
     assert os.readlink(dest / "current") == "two"
     assert_tidy(dest)
+
+
+def test_killed_right_after_its_name_it_gets_its_mode_by_the_next(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = Destination(str(work / "dst"))
+    destination.prepare()
+    path = Path(destination.transfer("0" * 64))
+    path.mkdir()
+    snapshot = Snapshot(destination, str(path), "one")
+    snapshot.begin()
+    os.chmod(snapshot.tree, 0o555)
+    rename = os.rename
+
+    def killed(one: str, other: str) -> None:
+        rename(one, other)
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(InterruptedError):
+        snapshot.publish([])
+    monkeypatch.undo()
+    again = Snapshot(destination, str(path), "one")
+    assert again.named
+    again.switch()
+    assert (work / "dst/one").stat().st_mode & 0o7777 == 0o555
