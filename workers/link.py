@@ -54,15 +54,17 @@ def connect_patiently(url: str, stopped: Callable[[], bool], *, timeout: float) 
 
 
 def _from_url(url: str, timeout: float, retry: Retry) -> Redis:
+    over_network = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
         connection: Redis = Redis.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_keepalive=True,
             retry=retry,
+            **over_network,
         )
-    except ValueError:
+        connection.connection_pool.make_connection()  # connects nowhere: can it be made at all?
+    except (ValueError, TypeError):  # the latter for options of the URL that Redis does not know
         raise UsageError(
             f"{shown_url(url)} is no Redis URL: it looks like redis://host:6379/0."
         ) from None

@@ -387,7 +387,10 @@ def test_without_redis_the_reason_is_said(work: Path, src: Path, db: Path) -> No
     with Proxy(work / "dst") as proxy:
         options = ("-b", src, "-db", db, "-u", proxy.url, "--redis", "redis://127.0.0.1:1/0")
         run("upload", *options, codes=(1,)).sentence("does not answer")
-    run("worker", "--redis", "nonsense", codes=(2,)).sentence("Redis URL")
+    for url in ("nonsense", "redis://127.0.0.1:1/0?nonsense=1", "redis://127.0.0.1:1/0?db=x"):
+        run("worker", "--redis", url, codes=(2,)).sentence("Redis URL")
+    socket = f"unix://{work / 'nothing'}"
+    run("status", "--redis", socket, codes=(1,)).sentence("does not answer")
     run("worker", codes=(2,)).sentence("--redis")
 
 
