@@ -179,6 +179,19 @@ def shown(path: bytes) -> str:
     return "".join(map(_shown_character, path.decode("utf-8", "surrogateescape")))
 
 
+def line(text: str) -> str:
+    """A text that others may have written, as one line that no terminal obeys.
+
+    >>> line("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else _shown_character(character) for character in text
+    )
+
+
 def _shown_character(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -59,6 +59,18 @@ class Look:
     newest: int | None = None
     """The last mtime in that tree, in ns; None where it is not known."""
 
+    @classmethod
+    def from_json(cls, text: builtins.bytes | str) -> Look:
+        """Raises ValueError or TypeError for what is none."""
+        values = _object(text)
+        if type(values.get("newest")) not in (int, type(None)):
+            raise TypeError("A time is a whole number of nanoseconds.")
+        return cls(
+            token=_of_kind(values.get("token"), str),
+            index=_of_kind(values.get("index"), str),
+            newest=values.get("newest"),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
@@ -97,12 +109,41 @@ class Status:
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> Status:
         """Raises ValueError or TypeError for what is no status."""
-        values: Any = json.loads(text)
-        if not isinstance(values, dict):
-            raise TypeError("A status is a JSON object.")
-        failures = [Failure(**failure) for failure in values.pop("failures", [])]
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known}, failures=failures)
+        values = _object(text)
+        failures = [_failure(one) for one in _of_kind(values.pop("failures", []), list)]
+        known = {
+            f.name: _of_kind(values[f.name], _KINDS[str(f.type)])
+            for f in fields(cls)
+            if f.name in values
+        }
+        return cls(**known, failures=failures)
+
+
+_KINDS: dict[str, type[Any]] = {"str": str, "int": int, "dict[str, Any]": dict}
+"""Of a status' fields."""
+
+
+def _object(text: bytes | str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = _of_kind(json.loads(text), dict)
+    except RecursionError:
+        raise ValueError("It is nested too deep.") from None
+    return found
+
+
+def _of_kind(value: Any, kind: type[Any]) -> Any:
+    """The value itself, if it is just of this kind. Raises TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}.")
+    return value
+
+
+def _failure(values: Any) -> Failure:
+    """Raises TypeError."""
+    found = Failure(**_of_kind(values, dict))
+    for value, kind in ((found.path, str), (found.reason, str), (found.source, bool)):
+        _of_kind(value, kind)
+    return found
 
 
 def digest_header(digest: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt = _Interrupt()
     words = sys.argv[1:] if argv is None else list(argv)
     output = Output(json="--json" in words, quiet="-q" in words or "--quiet" in words)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be any text
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, interrupt)

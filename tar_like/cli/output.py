@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from tar_like.errors import line
+
 MAX_LISTED = 100
 
 
@@ -30,8 +32,8 @@ class Output:
 
     def listed(self, lines: list[str]) -> None:
         """Names with reasons, on stderr; a long list is cut, and says so."""
-        for line in lines[:MAX_LISTED]:
-            self._write(f"  {line}")
+        for each in lines[:MAX_LISTED]:
+            self._write(f"  {each}")
         if len(lines) > MAX_LISTED:
             self._write(f"  and {len(lines) - MAX_LISTED} more (--json lists all)")
 
@@ -39,7 +41,7 @@ class Output:
         """A line of the result, on stdout; not with --json."""
         if not self._json:
             self.end_progress()
-            print(text)
+            print(line(text))
 
     def blocks(self, total: int, done: int) -> None:
         """Start a progress bar, where somebody is looking."""
@@ -89,7 +91,7 @@ class Output:
     def _write(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=sys.stderr, flush=True)
+        print(line(text), file=sys.stderr, flush=True)  # others may have had a word in it
 
 
 def size(count: int) -> str:

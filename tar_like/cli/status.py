@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     while True:
         found = look()
         for line in found.pop("lines"):
-            output.result(_printable(line))
+            output.result(line)
         under_way = found.pop("under_way")
         if not options.watch or not under_way:
             return output.finish(found, OK)
@@ -110,11 +110,6 @@ class _Redis:
             "lines": lines,
             "under_way": any(row["followed"] for row in rows),
         }
-
-
-def _printable(line: str) -> str:
-    """What others wrote into Redis does not get to the terminal as it is."""
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _eta(missing: int, rate: float) -> int | None:

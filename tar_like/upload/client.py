@@ -135,21 +135,15 @@ class Client:
         try:
             found = response.json()["transfers"]
             return [Status.from_json(json.dumps(one)) for one in found]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise _not_a_receiver(self.url) from None
 
     def look(self) -> Look:
         """Have the receiver begin to look whether its last tree is in place."""
         response = self.retried(lambda: self._send("POST", "", json={}))
         try:
-            found = response.json()
-            newest = found.get("newest")
-            return Look(
-                token=str(found["token"]),
-                index=str(found["index"]),
-                newest=None if newest is None else int(newest),
-            )
-        except (ValueError, TypeError, KeyError):
+            return Look.from_json(response.content)
+        except (ValueError, TypeError):
             raise _not_a_receiver(self.url) from None
 
     def again(self, look: Look, rules: Rules) -> Status | None:
@@ -403,7 +397,7 @@ def _problem(url: str, response: requests.Response) -> TarLikeError:
         try:
             document = response.json()
             slug, detail = str(document.get("title", "")), str(document["detail"])
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return _not_a_receiver(url)
         if slug == "http":
             return _not_a_receiver(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -303,6 +304,58 @@ def test_a_server_that_is_no_proxy(work: Path, src: Path) -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+ESCAPE = "\x1b[2J\n"
+ANSWERS = {
+    "a list": (200, []),
+    "endless": (200, {"token": "t", "index": "x", "newest": float("inf")}),
+    "numbers as texts": (200, {"id": "x", "state": "receiving", "blocks": "7"}),
+    "transfers of another kind": (200, {"transfers": [{"id": 5, "state": []}]}),
+    "escapes": (200, {"transfers": [{"id": ESCAPE, "state": ESCAPE}]}),
+    "a problem with escapes": (409, {"title": "conflict", "detail": f"no{ESCAPE}Complete"}),
+}
+
+
+@pytest.mark.parametrize("said", ANSWERS)
+def test_a_server_that_says_anything(work: Path, src: Path, said: str) -> None:
+    """One sentence, and nothing that a terminal obeys."""
+    code, values = ANSWERS[said]
+
+    class Liar(Stranger):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.dumps(values).encode()
+            self.send_response(code)
+            kind = "application/json" if code == 200 else "application/problem+json"
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_PUT = do_POST = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/tar"
+            asked = run("status", url, codes=(0, 1))
+            for result in (run("sync", src, url, codes=(1,)), asked):
+                if result.code:
+                    result.sentence()
+                assert b"\x1b" not in result.out + result.err
+                assert not result.err.endswith(b"\nComplete\n")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_name_that_the_terminal_has_no_letters_for(work: Path, src: Path) -> None:
+    (src / "\u2603").touch()
+    narrow = {"PYTHONIOENCODING": "latin-1"}
+    result = run("sync", src, work / "dst", "--dry-run", env=narrow)
+    assert b"send \\u2603 (0 bytes)" in result.out
 
 
 @pytest.mark.parametrize(

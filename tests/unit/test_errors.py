@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tar_like import errors
-from tar_like.errors import TarLikeError, cause, shown
+from tar_like.errors import TarLikeError, cause, line, shown
 
 PATHS = st.one_of(
     st.binary(max_size=12),
@@ -51,6 +51,15 @@ def test_a_shown_path_is_one_printable_line(path: bytes) -> None:
 @example("\u2028".encode(), b"\\u2028")
 def test_two_paths_are_shown_in_two_ways(one: bytes, other: bytes) -> None:
     assert (shown(one) == shown(other)) == (one == other)
+
+
+@given(st.text(max_size=12))
+@example("a\x1b[2J\n\udcff\ud800\u2028")
+def test_what_others_wrote_is_one_printable_line(text: str) -> None:
+    found = line(text)
+    assert found.isprintable()
+    found.encode("utf-8")
+    assert not text.isprintable() or found == text
 
 
 def tree(kind: type[TarLikeError]) -> Iterator[type[TarLikeError]]:

@@ -18,6 +18,7 @@ from tar_like.wire import (
     STATES,
     Failure,
     Inflater,
+    Look,
     Status,
     bitmap,
     bits_missing,
@@ -125,11 +126,43 @@ def test_a_status_of_a_later_version_is_understood() -> None:
         b'{"id": "x", "state": "open", "failures": [7]}',
         b'{"id": "x", "state": "open", "failures": [{}]}',
         b'{"id": "x", "state": "open", "failures": [{"path": "p", "why": "?"}]}',
+        b'{"id": "x", "state": "open", "failures": [{"path": 5, "reason": "", "source": true}]}',
+        b'{"id": "x", "state": "open", "failures": [{"path": "", "reason": "", "source": 1}]}',
+        b'{"id": "x", "state": "open", "failures": null}',
+        b'{"id": 5, "state": "open"}',
+        b'{"id": "x", "state": []}',
+        b'{"id": "x", "state": "open", "blocks": "7"}',
+        b'{"id": "x", "state": "open", "blocks": 7.5}',
+        b'{"id": "x", "state": "open", "blocks": 1e400}',
+        b'{"id": "x", "state": "open", "blocks": true}',
+        b'{"id": "x", "state": "open", "rules": 5}',
+        b"[" * 100_000,
     ],
 )
 def test_what_is_no_status_is_refused(text: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         Status.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"token": "t"}',
+        b'{"token": 5, "index": "x"}',
+        b'{"token": "t", "index": null}',
+        b'{"token": "t", "index": "x", "newest": 1e400}',
+        b'{"token": "t", "index": "x", "newest": {}}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_look_is_refused(text: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Look.from_json(text)
+    assert Look.from_json(b'{"token": "t", "index": "x"}') == Look(token="t", index="x")
 
 
 def inflate(chunks: list[bytes], limit: int = 1 << 30) -> bytes:
