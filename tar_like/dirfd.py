@@ -36,6 +36,12 @@ def open_regular(
     return fd, st
 
 
+def mount_of(fd: int) -> str:
+    """The mount that an open file lies in, bind mounts told apart (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(line for line in file if line.startswith("mnt_id:"))
+
+
 class Walker:
     """File descriptors of directories below one root (which itself may be a symlink)."""
 

@@ -9,13 +9,16 @@ from an earlier run under the same name is replaced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 
-from tar_like.dirfd import Walker
+from tar_like.dirfd import Walker, mount_of
 from tar_like.errors import UsageError
 from tar_like.index import Index
 from tar_like.rules import Rules
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def check_backup(index: Index, rules: Rules) -> None:
@@ -37,7 +40,11 @@ class Backup:
         """Move a name that is no directory into the backup. Raises OSError."""
         there, last = self._place(path)
         parent, name = self._originals.split(path)
-        os.rename(name, last, src_dir_fd=parent, dst_dir_fd=there)
+        try:
+            os.rename(name, last, src_dir_fd=parent, dst_dir_fd=there)
+        except IsADirectoryError:
+            _remove(last, there)
+            os.rename(name, last, src_dir_fd=parent, dst_dir_fd=there)
 
     def keep(self, path: bytes) -> None:
         """Have a name in the backup, too, before it is replaced by a rename. Raises OSError.
@@ -55,7 +62,7 @@ class Backup:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(last, dir_fd=there, follow_symlinks=False), st):
                 return  # kept before a crash
-            os.unlink(last, dir_fd=there)
+            _remove(last, there)
         try:
             os.link(name, last, src_dir_fd=parent, dst_dir_fd=there, follow_symlinks=False)
         except OSError:
@@ -82,13 +89,12 @@ class Backup:
         """Make a directory of the backup, and those above it."""
         try:
             self._walker.dirfd(self._under(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if path:
                 self._directory(path.rpartition(b"/")[0])
+                self._make_one(path)
             else:
                 self._make_folder()
-            if path:
-                self._make_one(path)
 
     def _make_folder(self) -> None:
         done = b""
@@ -100,6 +106,9 @@ class Backup:
 
     def _make_one(self, path: bytes) -> None:
         parent, name = self._walker.split(self._under(path))
+        if _is_no_directory(name, parent):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                os.unlink(name, dir_fd=parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
             st = os.stat(self._originals.dirfd(path))
@@ -107,3 +116,28 @@ class Backup:
             with contextlib.suppress(PermissionError):
                 os.chown(made, st.st_uid, st.st_gid)
             os.chmod(made, stat.S_IMODE(st.st_mode) | 0o700)
+
+
+def _is_no_directory(name: bytes, parent: int) -> bool:
+    """Whether something else has the name. Raises OSError."""
+    try:
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISDIR(st.st_mode)
+
+
+def _remove(name: bytes | str, parent: int) -> None:
+    """Remove what an earlier run has kept under a name, and what is in it. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except IsADirectoryError:
+        fd = os.open(name, _FOLDER, dir_fd=parent)
+        try:
+            if mount_of(fd) != mount_of(parent):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY)) from None
+            for each in os.listdir(fd):
+                _remove(each, fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)

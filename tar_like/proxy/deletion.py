@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tar_like.database import temporary
-from tar_like.dirfd import Walker
+from tar_like.dirfd import Walker, mount_of
 from tar_like.errors import cause, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, sort_key
@@ -135,7 +135,7 @@ class Extras:
             if self._spare(path, is_directory):
                 self.spared += 1
                 return None
-            if is_directory and _mount(self._walker.dirfd(path)) != _mount(
+            if is_directory and mount_of(self._walker.dirfd(path)) != mount_of(
                 self._walker.dirfd(directory)
             ):
                 self.failures.append(Failure(shown(path), _OTHER_FILESYSTEM, source=False))
@@ -209,7 +209,7 @@ class Deletion:
                 try:
                     self.deleted += self._remove_one(walker, extra)
                 except OSError as error:
-                    if error.errno not in _GONE:
+                    if _is_there(walker, extra.path):
                         text = f"cannot be deleted: {cause(error)}"
                         self.failures.append(Failure(shown(extra.path), text, source=False))
 
@@ -217,7 +217,7 @@ class Deletion:
         try:
             self._take_away(walker, extra)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            if extra.is_directory and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False  # something in it is spared, or has been named
             parent, _ = walker.split(extra.path)
             if error.errno not in _CLOSED or not open_up(parent):
@@ -240,6 +240,16 @@ class Deletion:
         """Close what it has open."""
         if self._backup is not None:
             self._backup.close()
+
+
+def _is_there(walker: Walker, path: bytes) -> bool:
+    """Whether nobody else has removed a name meanwhile."""
+    try:
+        parent, name = walker.split(path)
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        return error.errno not in _GONE
+    return True
 
 
 class _List:
@@ -271,9 +281,3 @@ def open_up(fd: int) -> bool:
         return False
     os.chmod(f"/proc/self/fd/{fd}", mode | 0o700)
     return True
-
-
-def _mount(fd: int) -> str:
-    """The mount that an open file lies in, bind mounts told apart (proc(5), fdinfo)."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        return next(line for line in file if line.startswith("mnt_id:"))

@@ -107,3 +107,48 @@ def test_a_backup_is_not_written_through_a_symlink(work: Path) -> None:
     assert [row["path"] for row in summary["failures"]] == ["file"]
     assert not os.listdir(outside)
     assert (dest / "file").read_text() == "old"
+
+
+def test_what_it_has_in_another_kind_is_replaced(work: Path) -> None:
+    """A name is a symlink, a folder, nothing, a file, nothing: the backup follows."""
+    source, dest = work / "src", work / "dst"
+    source.mkdir()
+    flags = ("--delete", "--backup-dir", "bak")
+    name, kept = source / "name", dest / "bak/name"
+    name.symlink_to("elsewhere")
+    sync(source, dest, *flags)
+    name.unlink()
+    KINDS["full"](name)
+    sync(source, dest, *flags)
+    assert os.readlink(kept) == "elsewhere"
+    shutil.rmtree(name)
+    assert sync(source, dest, *flags)["deleted"] == 5
+    assert (kept / "below/file").read_text() == "below"
+    name.write_text("a file")
+    sync(source, dest, *flags)
+    name.unlink()
+    assert sync(source, dest, *flags)["deleted"] == 1
+    assert kept.read_text() == "a file"
+    KINDS["full"](name)
+    sync(source, dest, *flags)
+    shutil.rmtree(name)
+    sync(source, dest, *flags)
+    name.write_text("one")
+    sync(source, dest, *flags)
+    name.write_text("and another")
+    sync(source, dest, *flags)
+    assert kept.read_text() == "one"
+
+
+def test_what_is_not_deleted_since_it_cannot_be_kept_is_named(work: Path) -> None:
+    source, dest, outside = work / "src", work / "dst", work / "outside"
+    for folder in (source, dest, outside):
+        folder.mkdir()
+    (dest / "bak").symlink_to(outside)
+    (dest / "folder").mkdir()
+    (dest / "folder/file").write_text("old")
+    flags = ("--delete", "--backup-dir", "bak")
+    summary = sync(source, dest, *flags, codes=(1,))
+    assert sorted(row["path"] for row in summary["failures"]) == ["folder", "folder/file"]
+    assert (dest / "folder/file").read_text() == "old"
+    assert not os.listdir(outside)
