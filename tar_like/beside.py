@@ -4,6 +4,9 @@
         for view in hasher.read(fd, start, stop): ...   more of the same, holes, and so on
         hasher.digest()
 
+    with Lagging(hasher) as hasher:                     for who reads by other means
+        hasher.update(data) ... hasher.digest()
+
 Of reading and hashing only the slower one takes time.
 """
 
@@ -15,9 +18,10 @@ import queue
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Self
 
 from tar_like import digest
-from tar_like.digest import Buffer
+from tar_like.digest import Buffer, Hasher
 
 STEP = 1 << 20
 """Bytes that are hashed at a time, of whatever parts: with less, changing over takes the time."""
@@ -94,6 +98,60 @@ class Beside:
             data, room = given
             self._hasher.update(data)
             self._free.put(room)
+
+
+class Lagging:
+    """A hasher whose updates are done by a thread of its own, while it is used as a context.
+
+    ``update`` returns when all that was given before is hashed: what it is given must stay as it
+    is until the next one, or the digest.
+    """
+
+    def __init__(self, hasher: Hasher) -> None:
+        self._hasher = hasher
+        self._given: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._busy = False
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+
+    def update(self, data: Buffer, /) -> None:
+        """Have bytes hashed."""
+        self._wait()
+        self._given.put(data)
+        self._busy = True
+
+    def digest(self) -> bytes:
+        """The digest of all."""
+        self._wait()
+        return self._hasher.digest()
+
+    def _wait(self) -> None:
+        error = self._done.get() if self._busy else None
+        self._busy = False
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._given.put(None)
+        self._thread.join()
+
+    def _hash(self) -> None:
+        while (data := self._given.get()) is not None:
+            error: BaseException | None = None
+            try:
+                self._hasher.update(data)
+            except BaseException as caught:  # noqa: BLE001 for whoever waits
+                error = caught
+            self._done.put(error)
 
 
 def _fill(fd: int, view: memoryview, start: int) -> None:

@@ -28,6 +28,7 @@ from typing import NamedTuple, Protocol
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
 from tar_like import digest
+from tar_like.beside import Lagging
 
 SMALLEST_FILE = 1 << 20
 """Files below this are sent whole: their chunks would save little."""
@@ -44,7 +45,8 @@ _COUNT, _RANGE = struct.Struct("<Q"), struct.Struct("<QQ")
 _SEAL = 8
 
 Read = Callable[[int, int], memoryview]
-"""Given a range of a file, no longer than a window: its bytes, valid until the next call."""
+"""Given a range of a file, no longer than a window: its bytes, valid until the next call; for
+``measure`` until the one after that."""
 Ranges = Iterable[tuple[int, int]]
 
 
@@ -184,19 +186,34 @@ def measure(
     raises.
     """
     cutter: _Cutter = _Free(average_size) if known is None else _Led(average_size, known)
-    hasher = digest.hasher(algorithm)
     position = 0
+    with Lagging(digest.hasher(algorithm)) as hasher:
+        for start, stop in ranges:
+            digest.add_zeros(hasher, start - position)
+            for window in _windows(read, start, stop, cutter):
+                hasher.update(window)
+            position = stop
+        digest.add_zeros(hasher, size - position)
+        return Measured(hasher.digest(), b"".join(cutter.records()))
+
+
+def cut(read: Read, ranges: Ranges, average_size: int) -> bytes:
+    """The records of a file's chunks. Raises what ``read`` raises."""
+    cutter = _Free(average_size)
     for start, stop in ranges:
-        digest.add_zeros(hasher, start - position)
-        position = start
-        while position < stop:
-            end = min(position + WINDOW, stop)
-            window = read(position, end)
-            used = cutter.cut(window, last=end == stop)
-            hasher.update(window[:used])
-            position += used
-    digest.add_zeros(hasher, size - position)
-    return Measured(hasher.digest(), b"".join(cutter.records()))
+        for _ in _windows(read, start, stop, cutter):
+            pass
+    return b"".join(cutter.records())
+
+
+def _windows(read: Read, start: int, stop: int, cutter: _Cutter) -> Iterator[memoryview]:
+    """A range that holds data, cut; as it is read."""
+    while start < stop:
+        end = min(start + WINDOW, stop)
+        window = read(start, end)
+        used = cutter.cut(window, last=end == stop)
+        yield window[:used]
+        start += used
 
 
 class _Cutter(Protocol):

@@ -277,12 +277,12 @@ class Assembler:
         if found is None:
             ranges = list(data_of(fd, st.st_size))
             try:
-                measured = chunks.measure(
-                    lambda start, stop: self._read(fd, start, stop), ranges, st.st_size, average
+                records = chunks.cut(
+                    lambda start, stop: self._read(fd, start, stop), ranges, average
                 )
             except EOFError:
                 return ChunkList((), b"")
-            found = ChunkList(ranges, measured.chunks)
+            found = ChunkList(ranges, records)
             self._cache.write(name, average, found)
         return found
 

@@ -7,6 +7,7 @@ What cannot be read is left open: the receiver has it sent then, which says what
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -134,15 +135,16 @@ class _Measurer:
         return Questions(self._path, self._index_id)
 
     @cached_property
-    def _buffer(self) -> memoryview:
-        return memoryview(bytearray(chunks.WINDOW))
+    def _buffers(self) -> Iterator[memoryview]:
+        """One is hashed while another is filled."""
+        return itertools.cycle([memoryview(bytearray(chunks.WINDOW)) for _ in range(2)])
 
     def __call__(self, asked: Asked) -> Answer:
         entry, question, ranges = asked
-        buffer, algorithm = self._buffer, self._questions.algorithm
-        known = self._questions.known(question)
+        algorithm, known = self._questions.algorithm, self._questions.known(question)
 
         def read(start: int, stop: int) -> memoryview:
+            buffer = next(self._buffers)
             reading = self._source.read([_piece(entry, start, stop)], buffer)
             if reading.omissions:
                 raise EOFError

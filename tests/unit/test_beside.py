@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tar_like import beside, digest
-from tar_like.beside import STEP, Beside
+from tar_like.beside import STEP, Beside, Lagging
 
 SIZE = 9 * STEP + 5
 
@@ -52,3 +52,31 @@ def test_what_cannot_be_read_is_an_error_and_leaves_no_thread(fd: int, data: byt
         list(hasher.read(fd, 0, SIZE))
         assert hasher.digest() == digest.of("blake3", data)
     assert threading.active_count() == before
+
+
+def test_what_is_hashed_may_change_at_the_update_after_the_next(data: bytes) -> None:
+    buffers = [bytearray(STEP) for _ in range(2)]
+    with Lagging(digest.hasher("blake3")) as hasher:
+        for number, start in enumerate(range(0, SIZE, STEP)):
+            part = data[start : start + STEP]
+            buffer = buffers[number % 2]
+            buffer[: len(part)] = part
+            hasher.update(memoryview(buffer)[: len(part)])
+        assert hasher.digest() == digest.of("blake3", data)
+
+
+def test_an_error_beside_is_an_error_here() -> None:
+    class Broken:
+        def update(self, _: object, /) -> None:
+            raise MemoryError
+
+        def digest(self) -> bytes:
+            return b""
+
+    with Lagging(Broken()) as hasher:
+        hasher.update(b"1")
+        with pytest.raises(MemoryError):
+            hasher.update(b"2")
+        hasher.update(b"3")
+        with pytest.raises(MemoryError):
+            hasher.digest()

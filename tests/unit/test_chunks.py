@@ -16,6 +16,7 @@ from tar_like.chunks import (
     ChunkList,
     Measured,
     average,
+    cut,
     expand,
     measure,
     moves,
@@ -35,6 +36,13 @@ def measured(data: bytes) -> Measured:
 
 def listed(data: bytes, ranges: list[tuple[int, int]]) -> ChunkList:
     return ChunkList(ranges, measure(reader(data), ranges, len(data), AVERAGE).chunks)
+
+
+@pytest.mark.parametrize("size", [0, 1, WINDOW - 1, 3 * WINDOW + 5])
+def test_a_file_is_cut_the_same_with_and_without_its_digest(size: int, dice: random.Random) -> None:
+    data = dice.randbytes(size)
+    ranges = [(0, size)] if size else []
+    assert cut(reader(data), ranges, AVERAGE) == measured(data).chunks
 
 
 def names(data: bytes) -> list[bytes]:
