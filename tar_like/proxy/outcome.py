@@ -15,6 +15,7 @@ from tar_like.dirfd import open_file
 from tar_like.errors import (
     CommitFailed,
     Conflict,
+    IndexInvalid,
     NoSpace,
     TarLikeError,
     cause,
@@ -77,6 +78,9 @@ def attempt(work: Callable[[], Outcome | None]) -> Outcome | None:
     """Do the work; what goes wrong becomes an outcome, without a token."""
     try:
         return work()
+    except IndexInvalid as error:  # whose text names the file, by a path of this machine
+        what = str(error).rpartition("/")[2].rstrip(".")
+        return Outcome(token="", error=f"The receiver's own records are damaged ({what}).")
     except TarLikeError as error:
         return Outcome(token="", error=str(error), http_status=error.http_status)
     except (OSError, sqlite3.Error) as error:
