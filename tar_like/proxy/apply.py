@@ -39,6 +39,7 @@ from tar_like.sparse import data_of
 from tar_like.wire import Failure
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
+_NO_TIME = "has a modification time that the destination's filesystem cannot hold"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -255,7 +256,7 @@ class Applier:
             parent, name = self._walker.split(path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if st.st_mtime_ns != mtime and renamed:
-            raise _Refused("has a modification time that the destination's filesystem cannot hold")
+            raise _Refused(_NO_TIME)
         if st.st_size != size or st.st_mtime_ns != mtime:
             raise _Refused("was replaced in the destination during the commit")
         if not renamed:
@@ -275,7 +276,7 @@ class Applier:
         fd = os.open(name, _READ, dir_fd=parent)
         try:
             self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
-            return os.fstat(fd)
+            return _with_time(entry, os.fstat(fd))
         finally:
             os.close(fd)
 
@@ -362,16 +363,23 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
 
-    def separate(self, entry_id: int) -> tuple[int, bytes, int, int]:
-        """Give an entry a file of its own, that had two names in the snapshot before."""
-        assert self._base is not None
-        entry = self._index.entry(entry_id)
-        theirs, last = self._base.split(entry.path)
-        self._copy(entry, theirs, last)
-        parent, name = self._walker.split(entry.path)
-        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        content = self._digest_of(name, parent)
-        return entry_id, content, st.st_ino, st.st_ctime_ns
+    def separate(self, joined: Iterable[tuple[int, bytes]]) -> Applied:
+        """Give entries files of their own that are names of another's; with known digests."""
+        applied = Applied()
+        for entry_id, known in joined:
+            entry = self._index.entry(entry_id)
+            try:
+                theirs, last = (self._base or self._walker).split(entry.path)
+                self._copy(entry, theirs, last)
+                parent, name = self._walker.split(entry.path)
+                st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if known and self._digest_of(name, parent) != known:
+                    raise _Refused("was changed in the destination during the commit: run it again")
+                applied.landed.append((entry_id, known, st.st_ino, st.st_ctime_ns))
+            except (_Refused, OSError) as error:
+                applied.lost.append(entry_id)
+                applied.failures.append(_failed(entry.path, error))
+        return applied
 
     def _copy(self, entry: Entry, theirs: int, last: bytes) -> None:
         """A file of its own, sharing blocks where the filesystem can."""
@@ -413,6 +421,7 @@ class Applier:
             same = False
         if same:
             self._metadata.apply_link(name, parent, entry, xattrs)
+            _with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
             return
         staged = Staging.name(entry.id)
         self._unlink_staged(entry.id)
@@ -422,7 +431,8 @@ class Applier:
             self._staging.make_shard(entry.id)
             os.symlink(entry.target, staged, dir_fd=self._staging.fd)
         self._metadata.apply_link(staged, self._staging.fd, entry, xattrs)
-        self._rename_over(staged, entry.path)
+        parent, name = self._rename_over(staged, entry.path)
+        _with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
 
     def link_hard_links(self, refused: set[int]) -> Applied:
         """Further names of files: as links to their first name."""
@@ -482,9 +492,10 @@ class Applier:
                 try:
                     xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
                     self._metadata.apply(fd, entry, os.fstat(fd), xattrs)
+                    _with_time(entry, os.fstat(fd))
                 finally:
                     os.close(fd)
-            except OSError as error:
+            except (_Refused, OSError) as error:
                 failures.append(_failed(entry.path, error))
         return failures
 
@@ -542,6 +553,13 @@ class _Refused(Exception):
         super().__init__(text)
         self.source = source
         """Whether the source is the reason."""
+
+
+def _with_time(entry: Entry, st: os.stat_result) -> os.stat_result:
+    """What a name is like by now, with the time that it was given. Raises _Refused."""
+    if st.st_mtime_ns != entry.mtime:
+        raise _Refused(_NO_TIME)
+    return st
 
 
 def _failed(path: bytes, error: _Refused | OSError) -> Failure:

@@ -89,6 +89,10 @@ def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | 
 
 
 _LOST = "DELETE FROM main.landed WHERE entry_id = ?"
+_SHARING = (
+    "SELECT entry_id, digest FROM {0} l WHERE EXISTS (SELECT 1 FROM {0} o "
+    "WHERE o.ino = l.ino AND o.entry_id < l.entry_id)"
+)
 _NAMED = "CREATE TEMP TABLE named (entry_id INTEGER PRIMARY KEY)"
 _NAMED_AND_LANDED = "SELECT entry_id, ino FROM named JOIN landed USING (entry_id)"
 _VERIFIED = "INSERT INTO verified VALUES (?, ?)"
@@ -296,8 +300,10 @@ class _Commit:
             landed.executemany("INSERT OR IGNORE INTO named VALUES (?)", named)
             failures += applied.failures
             self._progress.add(applied.count)
-        if self._snapshot is not None:
-            _insert(landed, [applier.separate(one) for one in _merged(landed)])
+        apart = applier.separate((_merged if self._snapshot else _joined)(landed))
+        _insert(landed, apart.landed)
+        landed.executemany(_LOST, ((one,) for one in apart.lost))
+        failures += apart.failures
         failures += applier.link_hard_links(self._not_landed(landed)).failures
         if self._rules.delete:
             self._delete(failures)
@@ -443,14 +449,19 @@ def _insert(db: sqlite3.Connection, landed: list[tuple[int, bytes, int, int]]) -
     db.executemany("INSERT OR REPLACE INTO main.landed VALUES (?, ?, ?, ?)", landed)
 
 
-def _merged(landed: sqlite3.Connection) -> list[int]:
+def _merged(landed: sqlite3.Connection) -> list[tuple[int, bytes]]:
     """Entries that share a file with an earlier one, although they are no hard links."""
-    query = (
-        "SELECT entry_id FROM landed l WHERE EXISTS (SELECT 1 FROM landed o "
-        "WHERE o.ino = l.ino AND o.entry_id < l.entry_id)"
+    landed.execute("CREATE INDEX main.by_ino ON landed (ino, entry_id)")
+    return landed.execute(_SHARING.format("main.landed")).fetchall()
+
+
+def _joined(landed: sqlite3.Connection) -> list[tuple[int, bytes]]:
+    """The same where nothing is shared: of files that somebody else has given several names."""
+    landed.execute(
+        "CREATE TEMP TABLE several AS SELECT landed.* FROM named JOIN main.landed USING (entry_id)"
     )
-    landed.execute("CREATE INDEX by_ino ON landed (ino, entry_id)")
-    return [entry_id for (entry_id,) in landed.execute(query)]
+    landed.execute("CREATE INDEX temp.several_by_ino ON several (ino, entry_id)")
+    return landed.execute(_SHARING.format("several")).fetchall()
 
 
 def _refresh_named(applier: Applier, landed: sqlite3.Connection) -> None:

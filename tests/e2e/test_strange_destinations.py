@@ -89,6 +89,30 @@ def test_names_of_one_file_that_are_two_at_the_source(work: Path, src: Path) -> 
     assert_same(src, dst)
 
 
+@pytest.mark.parametrize("by", ["the source", "somebody else"])
+def test_names_of_one_file_that_are_two_though_nothing_tells_them_apart(
+    work: Path, src: Path, by: str
+) -> None:
+    dst = work / "dst"
+    for name in ("a", "d"):
+        (src / name).write_bytes(b"content" * 1000)
+        os.utime(src / name, (1, 1))
+    if by == "the source":
+        os.link(src / "a", src / "b")
+        os.link(src / "a", src / "c")
+    sync(src, dst)
+    if by == "the source":
+        for name in ("b", "c"):
+            shutil.copy2(src / name, work / name)
+            (work / name).replace(src / name)
+    (dst / "d").unlink()
+    os.link(dst / "a", dst / "d")
+    sync(src, dst)
+    assert_same(src, dst)
+    sync(src, dst)
+    assert_same(src, dst)
+
+
 @pytest.mark.parametrize("names", [("open", "secret"), ("secret", "their")])
 def test_a_destination_where_equal_files_were_made_one(
     work: Path, src: Path, names: tuple[str, str]
@@ -103,6 +127,22 @@ def test_a_destination_where_equal_files_were_made_one(
     os.link(dst / names[0], dst / names[1])
     sync(src, dst)
     assert_same(src, dst)
+    sync(src, dst)
+    assert_same(src, dst)
+
+
+def test_by_size_alone_nothing_is_known_of_what_was_one_file_either(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    dst.mkdir()
+    for name in ("a", "b"):
+        (src / name).write_text(name)
+        os.utime(src / name, (1, 1))
+    (dst / "a").write_text("x")
+    os.utime(dst / "a", (1, 1))
+    os.link(dst / "a", dst / "b")
+    sync(src, dst, "--size-only")
+    assert [(dst / name).read_text() for name in ("a", "b")] == ["x", "x"]
+    assert not os.path.samefile(dst / "a", dst / "b")
     sync(src, dst)
     assert_same(src, dst)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tar_like.errors import NotFound, UsageError
+from tar_like.errors import IndexInvalid, NotFound, UsageError
 from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
 from tar_like.proxy.ledger import Ledger
+from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import Destination
 from tar_like.wire import Status
 from tests import trees
@@ -515,3 +516,44 @@ def test_hard_links_between_symlinks_are_split_as_at_the_source(source: Path, de
     assert sync(source, dest) == {}
     assert_same(source, dest)
     assert (dest / "link").lstat().st_nlink == (dest / "zlink").lstat().st_nlink == 1
+
+
+def test_a_time_that_the_filesystem_cannot_hold_is_named_of_every_kind(
+    work: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = work / "src"
+    (root / "folder").mkdir(parents=True)
+    (root / "file").write_text("file")
+    (root / "link").symlink_to("file")
+    kept = root / "kept"
+    kept.write_text("kept")
+    for path in (root, *root.iterdir()):
+        os.utime(path, (5, 5), follow_symlinks=False)
+    assert sync(root, dest) == {}
+    (root / "file").write_text("other")
+    for path in (root, *root.iterdir()):
+        os.utime(path, ns=(7, 1_500_000_000_000_000_001), follow_symlinks=False)
+    utime = os.utime
+
+    def coarse(path: Any, **options: Any) -> None:
+        if "ns" in options:
+            options["ns"] = options["ns"][0], options["ns"][1] // 10**9 * 10**9
+        utime(path, **options)
+
+    monkeypatch.setattr(os, "utime", coarse)
+    found = sync(root, dest)
+    assert sorted(found) == ["", "file", "folder", "kept", "link"]
+    assert all("modification time" in reason for reason in found.values())
+    monkeypatch.undo()
+    assert sync(root, dest) == {}
+    assert_same(root, dest)
+
+
+def test_damage_is_told_without_paths_of_the_machine() -> None:
+    def work() -> Outcome:
+        raise IndexInvalid("The plan /proc/self/fd/4/transfers/0/plan.db is damaged: no table.")
+
+    outcome = attempt(work)
+    assert outcome is not None
+    assert "plan.db is damaged" in outcome.error
+    assert "/" not in outcome.error
