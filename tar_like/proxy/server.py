@@ -186,26 +186,25 @@ class Receiver:
 
 def serve(options: ServerOptions, ready: Callable[[str], None]) -> None:
     """Run a receiver until SIGTERM or SIGINT. Raises TarLikeError when it cannot start."""
-    destination = Destination(options.destination, options.durability)
-    destination.prepare()
-    lock = destination.lock(exclusive=False)
-    listener = bind(options.host, options.port)
-    if not (options.access().asks or options.no_auth or _on_loopback(listener)):
-        raise UsageError(
-            "Without a token only this machine may be listened to: set TARLIKE_TOKEN ('tar-like "
-            "token random' makes one), or --jwt-keys, or say --no-auth."
-        )
-    _check_tls(options.tls)
-    try:
-        supervise(
-            destination,
-            [listener] * options.processes,
-            options,
-            lambda: ready(_url(listener, tls=options.tls is not None)),
-        )
-    finally:
-        listener.close()
-        os.close(lock)
+    with contextlib.closing(bind(options.host, options.port)) as listener:
+        if not (options.access().asks or options.no_auth or _on_loopback(listener)):
+            raise UsageError(
+                "Without a token only this machine may be listened to: set TARLIKE_TOKEN "
+                "('tar-like token random' makes one), or --jwt-keys, or say --no-auth."
+            )
+        _check_tls(options.tls)
+        destination = Destination(options.destination, options.durability)
+        destination.prepare()
+        lock = destination.lock(exclusive=False)
+        try:
+            supervise(
+                destination,
+                [listener] * options.processes,
+                options,
+                lambda: ready(_url(listener, tls=options.tls is not None)),
+            )
+        finally:
+            os.close(lock)
 
 
 def bind(host: str, port: int) -> socket.socket:

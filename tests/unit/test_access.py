@@ -286,6 +286,7 @@ def test_no_listening_to_others_without_a_token(work: Path, host: str) -> None:
     run("proxy", *options, env=bare, codes=(2,)).sentence("16 characters")
     (work / "empty").mkdir()
     run("proxy", *options, "--jwt-keys", work / "empty", codes=(2,)).sentence("no public key")
+    assert not (work / "dst").exists(), "a usage error left something behind"
     with Proxy(work / "dst", "--no-auth") as one:
         assert run("status", one.url).code == 0
     with Proxy(work / "dst", "--host", host, "--no-auth"):
