@@ -1,7 +1,8 @@
 """Symlink flips: folders of a destination become symlinks that lead out, again and again.
 
-    for each round: a tree is offered, sent and committed, while another process exchanges each of
-    the destination's folders, .tar_like among them, with a symlink to a twin outside
+    for each round: a tree is offered, sent and committed, by one of RULES, while another process
+    exchanges each of the destination's folders, .tar_like among them, with a symlink to a twin
+    outside
     then: outside nothing was touched, not even a time; the transfer is complete, or says why not
 
 renameat2 exchanges the two names at once, so there is always something to be found.
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tar_like.errors import TarLikeError
+from tar_like.rules import Rules
 from tar_like.wire import Status
 from tests import trees
 from tests.chaos.scene import Broken, make_tree
@@ -31,6 +33,13 @@ _EXCHANGE = 2
 """RENAME_EXCHANGE. Source: renameat2(2)."""
 _HERE = -100
 """AT_FDCWD."""
+RULES = (
+    Rules(),
+    Rules(delete=True),
+    Rules(delete=True, backup_dir="backup"),
+    Rules(update=True),
+    Rules(snapshot="new"),
+)
 
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
@@ -51,11 +60,15 @@ def _round(work: Path, dice: random.Random) -> tuple[int, bool, int]:
     dest, outside = work / "dst", work / "outside"
     (work / "src").mkdir()
     make_tree(work / "src", dice, files=60, most=6000)
+    rules = dice.choice(RULES)
     with contextlib.redirect_stdout(io.StringIO()):
-        first = Job(work / "src", dest)
+        first = Job(work / "src", dest, negotiate=False)
+        first.transfer.negotiate(4096, Rules(snapshot="old" if rules.snapshot else ""))
         first.complete()
         first.close()
     _change(work / "src", dice)
+    if rules.backup_dir:
+        shutil.copytree(dest / "d1", dest / rules.backup_dir / "d1", symlinks=True)
     job = Job(work / "src", dest, negotiate=False)
     pairs = list(_twins(dest, outside))
     before = trees.stamps(outside), trees.look(outside, records=True)
@@ -64,7 +77,7 @@ def _round(work: Path, dice: random.Random) -> tuple[int, bool, int]:
     try:
         with silence():
             try:
-                job.transfer.negotiate(4096)
+                job.transfer.negotiate(4096, rules)
                 job.send()
                 report = job.commit()
                 if isinstance(report, Status):
@@ -81,11 +94,12 @@ def _round(work: Path, dice: random.Random) -> tuple[int, bool, int]:
 
 
 def _change(source: Path, dice: random.Random) -> None:
-    """Other content for half of the files, so that there is something to do."""
+    """Other content for half of the files, and some are gone: so there is something to do."""
     for path in sorted(source.rglob("*")):
-        if path.is_file() and not path.is_symlink() and dice.random() < 0.5:
+        if path.is_file() and not path.is_symlink() and dice.random() < 0.6:
             path.unlink()
-            path.write_bytes(dice.randbytes(dice.randrange(9000)))
+            if dice.random() < 0.8:
+                path.write_bytes(dice.randbytes(dice.randrange(9000)))
 
 
 def _twins(dest: Path, outside: Path) -> Iterator[tuple[bytes, bytes]]:
