@@ -16,6 +16,8 @@ from itertools import islice
 
 from tar_like.codec import REASONS
 from tar_like.errors import (
+    AnswersInvalid,
+    Conflict,
     Forbidden,
     Interrupted,
     NotFound,
@@ -39,7 +41,7 @@ from tar_like.wire import COMMITTING, COMPLETE, LOOKING, OPEN, Failure, Look, St
 
 ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
-
+_BETWEEN = "Another run of this tree has come between, it seems: run this one again."
 
 BATCH = 1000
 """Files without data that are looked at in one go."""
@@ -140,6 +142,8 @@ class Upload:
                 self._plan_and_send(client, index, folder)
             except Interrupted:
                 self.summary.interrupted = True
+            except (NotFound, AnswersInvalid) as error:
+                raise Conflict(f"{error} {_BETWEEN}") from None
             finally:
                 self.summary.wire_bytes += client.carried
                 client.close()
@@ -192,7 +196,10 @@ class Upload:
             if status.questions:
                 self._answer(client, index, folder, status.questions)
             status = self._ask_for_plan(client, index)
-        if status.rules != self._options.rules.to_json():
+        wanted = self._options.rules.to_json()
+        if status.rules != wanted:
+            if status.rules.keys() == wanted.keys():
+                raise Conflict(f"The receiver goes by other options. {_BETWEEN}")
             raise UsageError("The receiver is too old for what the options ask of it.")
         if status.block_size != self._options.block_size and status.blocks:
             self._progress.say(

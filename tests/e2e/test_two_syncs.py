@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tar_like.errors import Conflict
+from tar_like.rules import Rules
+from tar_like.upload.client import Client
+from tar_like.upload.dispatch import UploadOptions
+from tar_like.upload.run import Upload
+from tar_like.wire import Status
+from tests.chaos.scene import Quiet, make_index
 from tests.e2e.harness import Job, Proxy, payload, run, sync, wait_for
 from tests.trees import assert_same, differences, look
 
@@ -73,6 +82,49 @@ def test_a_folder_that_is_being_written_to_is_refused(work: Path) -> None:
             result.sentence("another receiver|is serving")
         first.end().verify(0)
     assert is_one_of(dest, one, two)
+
+
+@pytest.mark.parametrize("moment", ["before the plan", "before the answers", "before the blocks"])
+def test_a_run_of_the_same_tree_with_other_options_is_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    source, dest = work / "src", work / "dst"
+    for root in (source, dest):
+        root.mkdir()
+        (root / "file").write_bytes(os.urandom(20_000))
+        os.utime(root / "file", (1, 1))
+    transfer = make_index(source, work / "db")
+    with Proxy(dest) as proxy:
+        options = UploadOptions(
+            source=str(source), index_path=str(work / "db"), urls=(proxy.url,), block_size=4096,
+            processes=1,
+        )  # fmt: skip
+        upload = Upload(options, Quiet())
+        name = {
+            "before the plan": "_ask_for_plan", "before the answers": "_answer",
+            "before the blocks": "_rounds",
+        }[moment]  # fmt: skip
+        real = getattr(upload, name)
+
+        def other() -> Status:
+            client = Client(proxy.url)
+            try:
+                return client.negotiate(transfer, 4096, Rules(update=True), ask=True)
+            finally:
+                client.close()
+
+        def between(*arguments: Any) -> Any:
+            if name == "_answer":
+                assert Upload(replace(options, rules=Rules(update=True)), Quiet()).run().state
+                return real(*arguments)
+            status = other()
+            return status if name == "_ask_for_plan" else real(*arguments)
+
+        monkeypatch.setattr(upload, name, between)
+        with pytest.raises(Conflict, match=r"Another run of this tree .* run this one again\.$"):
+            upload.run()
+    sync(source, dest)
+    assert_same(source, dest)
 
 
 @pytest.mark.parametrize("again", ["the same", "a changed tree"])
