@@ -363,8 +363,11 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         return Landed(entry.id, kept.digest, st.st_ino, st.st_ctime_ns)
 
-    def separate(self, joined: Iterable[tuple[int, bytes]]) -> Applied:
-        """Give entries files of their own that are names of another's; with known digests."""
+    def separate(self, joined: Iterable[tuple[int, bytes]], firsts: Iterable[int]) -> Applied:
+        """Give entries files of their own that are names of another's; with known digests.
+
+        ``firsts`` keep theirs, whose attributes may have been set by the others' names.
+        """
         applied = Applied()
         for entry_id, known in joined:
             entry = self._index.entry(entry_id)
@@ -378,6 +381,12 @@ class Applier:
                 applied.landed.append((entry_id, known, st.st_ino, st.st_ctime_ns))
             except (_Refused, OSError) as error:
                 applied.lost.append(entry_id)
+                applied.failures.append(_failed(entry.path, error))
+        for entry in map(self._index.entry, firsts if self._base is None else ()):
+            try:
+                self._set_metadata(entry)
+            except (_Refused, OSError) as error:
+                applied.lost.append(entry.id)
                 applied.failures.append(_failed(entry.path, error))
         return applied
 

@@ -93,6 +93,9 @@ _SHARING = (
     "SELECT entry_id, digest FROM {0} l WHERE EXISTS (SELECT 1 FROM {0} o "
     "WHERE o.ino = l.ino AND o.entry_id < l.entry_id)"
 )
+_SHARED = "SELECT min(entry_id) FROM {0} GROUP BY ino HAVING count(*) > 1"
+Shares = tuple[list[tuple[int, bytes]], list[int]]
+"""Entries that share a file with an earlier one, with their digests; and those earlier ones."""
 _NAMED = "CREATE TEMP TABLE named (entry_id INTEGER PRIMARY KEY)"
 _NAMED_AND_LANDED = "SELECT entry_id, ino FROM named JOIN landed USING (entry_id)"
 _VERIFIED = "INSERT INTO verified VALUES (?, ?)"
@@ -300,7 +303,7 @@ class _Commit:
             landed.executemany("INSERT OR IGNORE INTO named VALUES (?)", named)
             failures += applied.failures
             self._progress.add(applied.count)
-        apart = applier.separate((_merged if self._snapshot else _joined)(landed))
+        apart = applier.separate(*(_merged if self._snapshot else _joined)(landed))
         _insert(landed, apart.landed)
         landed.executemany(_LOST, ((one,) for one in apart.lost))
         failures += apart.failures
@@ -449,19 +452,24 @@ def _insert(db: sqlite3.Connection, landed: list[tuple[int, bytes, int, int]]) -
     db.executemany("INSERT OR REPLACE INTO main.landed VALUES (?, ?, ?, ?)", landed)
 
 
-def _merged(landed: sqlite3.Connection) -> list[tuple[int, bytes]]:
-    """Entries that share a file with an earlier one, although they are no hard links."""
+def _merged(landed: sqlite3.Connection) -> Shares:
+    """What shares a file, although it is no hard link."""
     landed.execute("CREATE INDEX main.by_ino ON landed (ino, entry_id)")
-    return landed.execute(_SHARING.format("main.landed")).fetchall()
+    return _shares(landed, "main.landed")
 
 
-def _joined(landed: sqlite3.Connection) -> list[tuple[int, bytes]]:
+def _joined(landed: sqlite3.Connection) -> Shares:
     """The same where nothing is shared: of files that somebody else has given several names."""
     landed.execute(
         "CREATE TEMP TABLE several AS SELECT landed.* FROM named JOIN main.landed USING (entry_id)"
     )
     landed.execute("CREATE INDEX temp.several_by_ino ON several (ino, entry_id)")
-    return landed.execute(_SHARING.format("several")).fetchall()
+    return _shares(landed, "several")
+
+
+def _shares(landed: sqlite3.Connection, table: str) -> Shares:
+    shared = landed.execute(_SHARED.format(table))
+    return landed.execute(_SHARING.format(table)).fetchall(), [first for (first,) in shared]
 
 
 def _refresh_named(applier: Applier, landed: sqlite3.Connection) -> None:

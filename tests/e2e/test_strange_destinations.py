@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Job, sync, wait_for
-from tests.trees import assert_same
+from tests.trees import assert_same, xattr_support
 
 
 @pytest.fixture
@@ -111,6 +111,27 @@ def test_names_of_one_file_that_are_two_though_nothing_tells_them_apart(
     assert_same(src, dst)
     sync(src, dst)
     assert_same(src, dst)
+
+
+@pytest.mark.parametrize("marked", ["a", "b", "ab"])
+def test_attributes_of_names_that_are_one_file_and_should_be_two(
+    work: Path, src: Path, marked: str
+) -> None:
+    if not xattr_support(work):
+        pytest.skip("needs extended attributes and ACLs")
+    dst = work / "dst"
+    for name in ("a", "b"):
+        (src / name).write_bytes(b"content" * 1000)
+        os.utime(src / name, (1, 1))
+    sync(src, dst, "-X", "-A")
+    for name in marked:
+        os.setxattr(src / name, "user.of", name.encode())
+    (dst / "b").unlink()
+    os.link(dst / "a", dst / "b")
+    sync(src, dst, "-X", "-A")
+    assert_same(src, dst, xattrs=True)
+    sync(src, dst, "-X", "-A")
+    assert_same(src, dst, xattrs=True)
 
 
 @pytest.mark.parametrize("names", [("open", "secret"), ("secret", "their")])
