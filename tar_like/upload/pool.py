@@ -185,7 +185,11 @@ def _run(
     start_pool_worker(parent)
     keep_memory()
     parents.close()
-    sender = make_sender(number)
+    try:
+        sender = make_sender(number)
+    except TarLikeError as error:  # the source is gone by now, say: no process fares better
+        _decline(connection, str(error))
+        return
     try:
         while blocks := connection.recv():
             for outcome in sender.send(blocks, stop=stop.is_set):
@@ -195,3 +199,10 @@ def _run(
             sender.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent needs no more
+
+
+def _decline(connection: Connection, why: str) -> None:
+    """Say of the first block that is given why none can be sent."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        if blocks := connection.recv():
+            connection.send(BlockOutcome(block_no=blocks[0], error=why, fatal=True))

@@ -20,7 +20,7 @@ from tar_like.upload import block, pool
 from tar_like.upload.block import Compressor
 from tar_like.upload.client import checked_url
 from tar_like.upload.pool import Pool
-from tar_like.upload.range import BlockOutcome
+from tar_like.upload.range import BlockOutcome, RangeSender
 
 TEXT = memoryview(b"what a text this is " * 5000)
 NOISE = memoryview(random.Random(1).randbytes(100_000))
@@ -217,6 +217,15 @@ def test_a_fatal_error_stops_all(tmp_path: Path) -> None:
     outcomes = list(pool_of(tmp_path, 2, {3: -1}).send(range(10_000)))
     assert [one.block_no for one in outcomes if one.fatal] == [3]
     assert len(outcomes) < 5000
+
+
+def test_senders_that_cannot_be_made_say_why(capfd: pytest.CaptureFixture[str]) -> None:
+    def make(number: int) -> RangeSender:
+        raise UsageError("The folder does not exist.")
+
+    outcomes = list(Pool(make, 2).send(range(100)))
+    assert {(one.error, one.fatal) for one in outcomes} == {("The folder does not exist.", True)}
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
