@@ -1,5 +1,5 @@
-"""EIO at every I/O call of an offer, a block with its checkpoint, and commits; ENOSPC at every
-call that writes; and writes that are all short.
+"""EIO at every I/O call of an offer, questions, answers, plans, a block with its checkpoint, and
+commits; ENOSPC at every call that writes; and writes that are all short.
 
     then: what was acknowledged has a receipt and is staged as sent; nothing is called durable or
     complete of which a sync failed; the error is one of ours; the same again completes
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from tar_like.errors import TarLikeError
@@ -25,14 +26,16 @@ from tar_like.proxy.commit import run_commit
 from tar_like.proxy.outcome import COMMIT, read_outcome
 from tar_like.proxy.receipts import Receipts
 from tests.chaos import scene
-from tests.chaos.calls import BLOCK, Scenery
 from tests.chaos.scene import Broken, void
+from tests.chaos.scenery import Found, Scenery
 from tests.chaos.traced import READS, WRITES, Hit, traced
 from tests.trees import remove
 from tests.unit.receiver import Job
 
-DONE = {"negotiated", "durable", "complete 0"}
+DONE = {"negotiated", "durable", "complete 0", "asked"}
 """What a work says last, where nothing stopped it."""
+OURS = (OSError, sqlite3.Error, TarLikeError)
+"""Errors that a work may end with."""
 PROCESSES = 2
 """That try, each in a folder of its own."""
 ENOUGH = 20
@@ -93,25 +96,41 @@ def _part(part: tuple[Path, float, list[Fault], int]) -> Tally:
     return errors.tally
 
 
+Say = Callable[[str], object]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Something that is done to a transfer, saying what it got done."""
 
     name: str
-    old: bool
-    prepare: Callable[[Job], object]
-    do: Callable[[Job, Callable[[str], object]], object]
+    scenery: type[Scenery]
+    prepare: Callable[[Any], Job]
+    do: Callable[[Any, Job, Say], object]
+    """Both get the scenery."""
 
 
-def _offer(job: Job, say: Callable[[str], object]) -> None:
+def _not_offered(scenery: Scenery) -> Job:
+    job = scenery.offered(old=True)
+    job.withdraw()
+    return job
+
+
+def _offer(scenery: Scenery, job: Job, say: Say) -> None:
     job.offer()
     say("offered")
     job.open()
-    job.transfer.negotiate(BLOCK)
+    scenery.negotiate(job)
     say("negotiated")
 
 
-def _put(job: Job, say: Callable[[str], object]) -> None:
+def _made(scenery: Scenery) -> Job:
+    job = scenery.prepared(old=False)
+    job.make(0)
+    return job
+
+
+def _put(_: Scenery, job: Job, say: Say) -> None:
     digest, body = job.made
     job.transfer.receive(0, memoryview(body), digest)
     say("received")
@@ -119,7 +138,19 @@ def _put(job: Job, say: Callable[[str], object]) -> None:
     say("durable")
 
 
-def _commit(job: Job, say: Callable[[str], object]) -> None:
+def _sent(scenery: Scenery) -> Job:
+    job = scenery.prepared(old=False)
+    job.send()
+    return job
+
+
+def _sent_over(scenery: Scenery) -> Job:
+    job = scenery.prepared(old=True)
+    job.send()
+    return job
+
+
+def _commit(_: Scenery, job: Job, say: Say) -> None:
     run_commit(job.destination, job.id, "token", 1)
     if job.transfer.alive:
         return  # its folder goes last: while it is there, a receiver calls nothing complete
@@ -128,11 +159,37 @@ def _commit(job: Job, say: Callable[[str], object]) -> None:
         say(f"complete {len(report.failures)}")
 
 
+def _offered(scenery: Found) -> Job:
+    return scenery.offered(old=True)
+
+
+def _ask(scenery: Found, job: Job, say: Say) -> None:
+    scenery.ask(job)
+    say("asked")
+
+
+def _asked(scenery: Found) -> Job:
+    job = scenery.offered(old=True)
+    scenery.ask(job)
+    scenery.tell(job)
+    return job
+
+
+def _plan(scenery: Found, job: Job, say: Say) -> None:
+    scenery.answer(job)
+    say("answered")
+    scenery.ask(job)
+    say("negotiated")
+
+
 WORKS = (
-    Work("offer", True, lambda job: job.withdraw(), _offer),
-    Work("put", False, lambda job: job.make(0), _put),
-    Work("commit", False, lambda job: job.send(), _commit),
-    Work("commit over an older tree", True, lambda job: job.send(), _commit),
+    Work("offer", Scenery, _not_offered, _offer),
+    Work("put", Scenery, _made, _put),
+    Work("commit", Scenery, _sent, _commit),
+    Work("commit over an older tree", Scenery, _sent_over, _commit),
+    Work("questions", Found, _offered, _ask),
+    Work("answers and a plan", Found, _asked, _plan),
+    Work("commit of what was found", Found, _sent_over, _commit),
 )
 
 
@@ -152,15 +209,20 @@ class Fault:
         return f"{work}, {self.error} of {self.call} number {self.number}"
 
 
-class Errors(Scenery):
+class Errors:
     """The trials, in one folder, which is made anew."""
 
-    def __init__(self, work: Path, dice: random.Random) -> None:
-        if work.exists():
-            remove(work)
-        work.mkdir()
-        super().__init__(work, dice)
+    def __init__(self, folder: Path, dice: random.Random) -> None:
+        if folder.exists():
+            remove(folder)
+        folder.mkdir()
+        self._dice = dice
+        self._log = folder / "log"
+        self._plain, self._found = Scenery(folder / "a", dice), Found(folder / "b", dice)
         self.tally = Tally()
+
+    def _scenery(self, work: Work) -> Scenery:
+        return self._found if work.scenery is Found else self._plain
 
     def every(self) -> list[Fault]:
         """Every fault that there can be."""
@@ -174,32 +236,37 @@ class Errors(Scenery):
 
     def _calls(self, work: Work) -> dict[str, int]:
         job = self._prepared(work)
-        done = traced(lambda: self._try(work, job, void), log=self.log, which=WRITES + READS)
+        done = traced(lambda: self._try(work, job, void), log=self._log, which=WRITES + READS)
         job.close()
         if done.code:
-            raise Broken(f"{work.name} fails by itself: {self.log.read_text()[-2000:]}")
+            raise Broken(f"{work.name} fails by itself: {self._log.read_text()[-2000:]}")
         return done.calls
 
-    @staticmethod
-    def _try(work: Work, job: Job, say: Callable[[str], object]) -> int:
+    def _prepared(self, work: Work) -> Job:
+        job = work.prepare(self._scenery(work))
+        gc.collect()  # closes what earlier works had open: each begins with the same descriptors
+        return job
+
+    def _try(self, work: Work, job: Job, say: Say) -> int:
         """In the traced process: 0 when it went through, 1 when it failed with an error of ours."""
         try:
-            work.do(job, say)
-        except (OSError, sqlite3.Error, TarLikeError) as error:
+            work.do(self._scenery(work), job, say)
+        except OURS as error:
             print(type(error).__name__, error)
             return 1
         return 0
 
     def one(self, fault: Fault) -> None:
         """Have one call fail; the tally says what came of it."""
-        job = self._prepared(WORKS[fault.work])
-        self.log.unlink(missing_ok=True)
+        work = WORKS[fault.work]
+        job = self._prepared(work)
+        self._log.unlink(missing_ok=True)
         hit = Hit(fault.call, fault.number, getattr(errno, fault.error))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with ours, theirs:
             done = traced(
-                lambda: self._try(WORKS[fault.work], job, lambda text: theirs.send(text.encode())),
-                log=self.log, hit=hit,
+                lambda: self._try(work, job, lambda text: theirs.send(text.encode())),
+                log=self._log, hit=hit,
             )  # fmt: skip
             theirs.send(b"")
             said = list(iter(lambda: ours.recv(100).decode(), ""))
@@ -208,52 +275,60 @@ class Errors(Scenery):
         self.tally.stopped += not DONE & set(said)
         try:
             if done.code not in (0, 1):
-                raise Broken(f"it crashed: {self.log.read_text()[-2000:]}")
-            self._judge(job, said, synced=fault.call not in SYNCS or not done.met)
-        except Broken as broken:
-            self.tally.broken.append(f"{fault}: {broken}")
+                raise Broken(f"it crashed: {self._log.read_text()[-2000:]}")
+            self._judge(
+                work, job, said, failed=fault.call if done.met and fault.call in SYNCS else ""
+            )
+        except (AssertionError, *OURS) as broken:
+            self.tally.broken.append(f"{fault}: {broken!r}")
+            print(f"errors: {self.tally.broken[-1]}", flush=True)
 
-    def _prepared(self, work: Work) -> Job:
-        job = self.prepared(old=work.old)
-        work.prepare(job)
-        gc.collect()  # closes what earlier works had open: each begins with the same descriptors
-        return job
-
-    def _judge(self, job: Job, said: list[str], *, synced: bool) -> None:
-        scene.no_partial_files(self.dest, *self.allowed)
-        folder = self.dest / ".tar_like/transfers" / job.id
+    def _judge(self, work: Work, job: Job, said: list[str], *, failed: str) -> None:
+        """``failed`` is the sync that did, if one did."""
+        scenery = self._scenery(work)
+        scenery.no_partial_files()
+        folder = scenery.dest / ".tar_like/transfers" / job.id
         outcome = read_outcome(str(folder), COMMIT)
         if outcome is not None and "unexpected" in outcome.error:
-            raise Broken(f"an error that is none of ours: {self.log.read_text()[-2000:]}")
-        if "received" in said:
-            receipts = Receipts(str(folder / "receipts"))
-            receipts.refresh()
-            if synced and not receipts.received:
-                raise Broken("a block was acknowledged, and has no receipt")
-            if "durable" in said and not (synced and receipts.durable):
-                raise Broken("it was called durable though a sync failed")
-            scene.staged_as_sent(folder, receipts.blocks(), self.source, self.dest)
+            raise Broken(f"an error that is none of ours: {self._log.read_text()[-2000:]}")
+        if failed and {"durable", "complete 0"} & set(said):
+            raise Broken("it was called durable or complete though a sync failed")
+        if (folder / "plan.db").exists():
+            self._judge_receipts(scenery, folder, said, failed=failed)
         if "complete 0" in said:
-            if not synced:
-                raise Broken("it was called complete though a sync failed")
-            self.same()
-        self.again()
+            scenery.same()
+        scenery.again()
+
+    @staticmethod
+    def _judge_receipts(scenery: Scenery, folder: Path, said: list[str], *, failed: str) -> None:
+        receipts = Receipts(str(folder / "receipts"))
+        receipts.refresh()
+        if "durable" in said and not receipts.durable:
+            raise Broken("a block was called durable, and is not")
+        if failed == "syncfs" or (failed and "received" in said):
+            if receipts.received and not (folder / "verified.db").exists():
+                raise Broken("a sync failed, and what it would have covered is trusted")
+        elif "received" in said and not receipts.received:
+            raise Broken("a block was acknowledged, and has no receipt")
+        scene.staged_as_sent(folder, receipts.blocks(), scenery.source, scenery.dest)
 
     def short(self) -> None:
-        """A transfer whose every write is cut short."""
+        """Transfers whose every write is cut short."""
         pwrite, write = os.pwrite, os.write
 
         def part(data: bytes | memoryview) -> memoryview:
             view = memoryview(data).cast("B")
-            return view[: self.dice.randint(1, max(1, len(view)))]
+            return view[: self._dice.randint(1, max(1, len(view)))]
 
-        job = self.prepared(old=True)
-        with (
-            mock.patch.object(os, "pwrite", lambda fd, data, at: pwrite(fd, part(data), at)),
-            mock.patch.object(os, "write", lambda fd, data: write(fd, part(data))),
-        ):
-            failures = job.complete()
-        job.close()
-        if failures:
-            raise Broken(f"short writes: {failures}")
-        scene.same(self.source, self.dest)
+        for scenery in (self._plain, self._found):
+            job = scenery.prepared(old=True)
+            with (
+                mock.patch.object(os, "pwrite", lambda fd, data, at: pwrite(fd, part(data), at)),
+                mock.patch.object(os, "write", lambda fd, data: write(fd, part(data))),
+            ):
+                failures = job.complete()
+            job.close()
+            if failures:
+                raise Broken(f"short writes: {failures}")
+            scenery.same()
+        scene.same(self._plain.source, self._plain.dest)
