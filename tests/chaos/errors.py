@@ -219,6 +219,9 @@ class Errors:
         self._dice = dice
         self._log = folder / "log"
         self._plain, self._found = Scenery(folder / "a", dice), Found(folder / "b", dice)
+        for scenery in (self._plain, self._found):  # imports what is imported late
+            scenery.offered(old=True).close()
+            scenery.again()
         self.tally = Tally()
 
     def _scenery(self, work: Work) -> Scenery:
