@@ -26,9 +26,9 @@ from tar_like.proxy.commit import run_commit
 from tar_like.proxy.outcome import COMMIT, read_outcome
 from tar_like.proxy.receipts import Receipts
 from tests.chaos import scene
-from tests.chaos.scene import Broken, void
+from tests.chaos.scene import Broken
 from tests.chaos.scenery import Found, Scenery
-from tests.chaos.traced import READS, WRITES, Hit, traced
+from tests.chaos.traced import READS, WRITES, Hit, Traced, traced
 from tests.trees import remove
 from tests.unit.receiver import Job
 
@@ -239,8 +239,7 @@ class Errors:
 
     def _calls(self, work: Work) -> dict[str, int]:
         job = self._prepared(work)
-        done = traced(lambda: self._try(work, job, void), log=self._log, which=WRITES + READS)
-        job.close()
+        done, _ = self._traced(work, job, None)
         if done.code:
             raise Broken(f"{work.name} fails by itself: {self._log.read_text()[-2000:]}")
         return done.calls
@@ -249,6 +248,20 @@ class Errors:
         job = work.prepare(self._scenery(work))
         gc.collect()  # closes what earlier works had open: each begins with the same descriptors
         return job
+
+    def _traced(self, work: Work, job: Job, hit: Hit | None) -> tuple[Traced, list[str]]:
+        """How the work went, and what it said that it got done."""
+        self._log.unlink(missing_ok=True)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours, theirs:
+            done = traced(
+                lambda: self._try(work, job, lambda text: theirs.send(text.encode())),
+                log=self._log, which=WRITES + READS, hit=hit,
+            )  # fmt: skip
+            theirs.send(b"")
+            said = list(iter(lambda: ours.recv(100).decode(), ""))
+        job.close()
+        return done, said
 
     def _try(self, work: Work, job: Job, say: Say) -> int:
         """In the traced process: 0 when it went through, 1 when it failed with an error of ours."""
@@ -263,17 +276,8 @@ class Errors:
         """Have one call fail; the tally says what came of it."""
         work = WORKS[fault.work]
         job = self._prepared(work)
-        self._log.unlink(missing_ok=True)
         hit = Hit(fault.call, fault.number, getattr(errno, fault.error))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with ours, theirs:
-            done = traced(
-                lambda: self._try(work, job, lambda text: theirs.send(text.encode())),
-                log=self._log, hit=hit,
-            )  # fmt: skip
-            theirs.send(b"")
-            said = list(iter(lambda: ours.recv(100).decode(), ""))
-        job.close()
+        done, said = self._traced(work, job, hit)
         self.tally.met += done.met
         self.tally.stopped += not DONE & set(said)
         try:
