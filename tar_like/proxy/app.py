@@ -226,8 +226,12 @@ class _Service:
         return _answer(status, 202 if status.state == OPEN else 200)
 
     async def send_questions(self, request: Request) -> Response:
-        transfer = await self._run(lambda: self._transfers.get(request.path_params["id"]))
+        transfer_id = request.path_params["id"]
+        transfer = await self._run(lambda: self._transfers.get(transfer_id))
         path = await self._run(lambda: transfer.questions_path)
+        await self._run(lambda: self._transfers.destination.mark(transfer_id))
+        if request.method == "HEAD":
+            return Response(media_type=BITMAP)
         return StreamingResponse(deflate_file(path), media_type=BITMAP)
 
     async def answer(self, request: Request) -> Response:

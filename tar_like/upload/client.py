@@ -217,6 +217,10 @@ class Client:
             response.close()
         inflater.finish()
 
+    def still_here(self, transfer_id: str) -> None:
+        """Say that a receiver's questions are being worked on. Once; raises TarLikeError."""
+        self._send("HEAD", f"/{transfer_id}/questions")
+
     def bitmaps(self, transfer_id: str) -> bytes:
         """Bits of the received blocks, then of the durable ones."""
         headers = {"Accept": BITMAP}
