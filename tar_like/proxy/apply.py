@@ -27,7 +27,7 @@ from tar_like.index import Index
 from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.assemble import copy_range
 from tar_like.proxy.backup import Backup
-from tar_like.proxy.deletion import Deletion
+from tar_like.proxy.deletion import IN_THE_WAY, Deletion
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
@@ -86,6 +86,8 @@ class Applied:
     named: list[int] = field(default_factory=list)
     """Files in place that have other names: what happens to those changes their fingerprint."""
     count: int = 0
+    deleted: int = 0
+    """Names that were removed since a directory had to give way."""
 
 
 class Applier:
@@ -113,6 +115,7 @@ class Applier:
         self._passing = Passing(self._rules, self._walker)
         self._wary = self._rules.update or self._rules.ignore_existing
         self._held: list[int] = []
+        self._deleted = 0
         self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
@@ -178,6 +181,7 @@ class Applier:
                 # else verification has reported it
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(entry.path, error))
+        applied.deleted, self._deleted = self._deleted, 0
         return applied
 
     def _unlike(self, rows: Iterable[tuple[Any, ...]]) -> list[int]:
@@ -458,6 +462,7 @@ class Applier:
                 self._link(entry, first)
             except (_Refused, OSError) as error:
                 applied.failures.append(_failed(entry.path, error))
+        applied.deleted, self._deleted = self._deleted, 0
         return applied
 
     def _link(self, entry: Entry, first: Entry) -> None:
@@ -543,11 +548,10 @@ class Applier:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._may_clear:
                 raise
             with contextlib.closing(Deletion(self._root, self._index, self._rules)) as deletion:
-                if not deletion.clear(path):
-                    raise _Refused(
-                        "cannot be put in place: a directory has its name, and something in it "
-                        "may not be deleted"
-                    ) from None
+                cleared = deletion.clear(path)
+                self._deleted += deletion.deleted
+                if not cleared:
+                    raise _Refused(IN_THE_WAY) from None
             os.rmdir(name, dir_fd=parent)
 
     def _unlink_staged(self, entry_id: int) -> None:

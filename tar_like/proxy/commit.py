@@ -302,12 +302,15 @@ class _Commit:
             named = ((one,) for one in applied.named)
             landed.executemany("INSERT OR IGNORE INTO named VALUES (?)", named)
             failures += applied.failures
+            self._deleted += applied.deleted
             self._progress.add(applied.count)
         apart = applier.separate(*(_merged if self._snapshot else _joined)(landed))
         _insert(landed, apart.landed)
         landed.executemany(_LOST, ((one,) for one in apart.lost))
         failures += apart.failures
-        failures += applier.link_hard_links(self._not_landed(landed)).failures
+        linked = applier.link_hard_links(self._not_landed(landed))
+        failures += linked.failures
+        self._deleted += linked.deleted
         if self._rules.delete:
             self._delete(failures)
         _refresh_named(applier, landed)
@@ -327,7 +330,7 @@ class _Commit:
         deletion = Deletion(self._destination.root, self._index, self._rules, spared)
         with contextlib.closing(deletion):
             deletion.extras()
-        self._deleted = deletion.deleted
+        self._deleted += deletion.deleted
         self._undeleted = deletion.failures
 
     def _not_landed(self, landed: sqlite3.Connection) -> set[int]:

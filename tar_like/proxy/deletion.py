@@ -31,6 +31,9 @@ from tar_like.wire import Failure
 
 _CLOSED = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+IN_THE_WAY = (
+    "cannot be put in place: a directory has its name, and something in it may not be deleted"
+)
 _OTHER_FILESYSTEM = "is where another filesystem is mounted: it is not deleted"
 
 
@@ -163,6 +166,25 @@ class Extras:
         if error.errno not in _GONE:
             text = f"cannot be looked at: {cause(error)}"
             self.failures.append(Failure(shown(path), text, source=False))
+
+
+def in_the_way(root: str, index: Index, spare: Spare, walker: Walker) -> Iterator[Extra | Failure]:
+    """What is below directories that have to give way to something else, or why they do not."""
+    for path, kind in index.names():
+        if kind == DIRECTORY:
+            continue
+        try:
+            parent, name = walker.split(path)
+            if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                continue
+        except OSError:
+            continue
+        extras = Extras(root, index, spare, may_change=False)
+        with contextlib.closing(_List(extras.below(path))) as listed:
+            if extras.spared or extras.failures:
+                yield Failure(shown(path), IN_THE_WAY, source=False)
+            else:
+                yield from listed.backwards()
 
 
 def reason_to_hold(index: Index, rules: Rules) -> str:

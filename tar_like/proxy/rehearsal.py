@@ -10,13 +10,17 @@ rehearsal.db = sent(entry_id, bytes)      files to send, and how many of their b
 
 from __future__ import annotations
 
+import itertools
 import os
+import sqlite3
 from collections.abc import Iterable
 
 from tar_like.database import attach, scratch
+from tar_like.dirfd import Walker
 from tar_like.index import Index
-from tar_like.proxy.deletion import Extras, Spare, reason_to_hold
+from tar_like.proxy.deletion import Extras, Spare, in_the_way, reason_to_hold
 from tar_like.rules import Rules
+from tar_like.wire import Failure
 
 _TABLES = (
     "CREATE TABLE sent (entry_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL)",
@@ -26,6 +30,7 @@ _TABLES = (
     "CREATE TABLE trouble (path TEXT NOT NULL, reason TEXT NOT NULL)",
     "CREATE TABLE held (reason TEXT NOT NULL)",
 )
+_TROUBLE = "INSERT INTO trouble VALUES (?, ?)"
 _FILL = (
     "INSERT INTO sent SELECT entry_id, sum(stop - start) FROM plan.extent GROUP BY entry_id",
     "INSERT INTO sent SELECT entry_id, 0 FROM plan.bare",
@@ -55,12 +60,18 @@ def write_rehearsal(transfer: str, root: str, snapshots: Iterable[str], path: st
                 if held:
                     db.execute("INSERT INTO held VALUES (?)", (held,))
                 else:
-                    spare = Spare(index, rules, snapshots)
-                    extras = Extras(root, index, spare, may_change=False)
-                    rows = ((extra.path,) for extra in extras)
-                    db.executemany("INSERT INTO extra VALUES (?)", rows)
-                    troubles = ((one.path, one.reason) for one in extras.failures)
-                    db.executemany("INSERT INTO trouble VALUES (?, ?)", troubles)
+                    _note_deletions(db, root, index, Spare(index, rules, snapshots))
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _note_deletions(db: sqlite3.Connection, root: str, index: Index, spare: Spare) -> None:
+    extras = Extras(root, index, spare, may_change=False)
+    with Walker(root) as walker:
+        for one in itertools.chain(in_the_way(root, index, spare, walker), extras):
+            if isinstance(one, Failure):
+                db.execute(_TROUBLE, (one.path, one.reason))
+            else:
+                db.execute("INSERT INTO extra VALUES (?)", (one.path,))
+    db.executemany(_TROUBLE, ((one.path, one.reason) for one in extras.failures))

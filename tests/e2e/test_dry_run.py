@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,14 @@ def test_it_agrees_with_what_a_run_then_does(
 ) -> None:
     source, dest = work / "src", work / "dst"
     build(source, 5, deep=False)
+    (source / "gives way/deep").mkdir(parents=True)
+    (source / "gives way/deep/file").write_text("below")
     where = target(dest)
     sync(source, where)
     files = sorted(path for path in source.rglob("*") if path.is_file() and not path.is_symlink())
-    for path in dice.sample(files, 20):
+    shutil.rmtree(source / "gives way")
+    (source / "gives way").write_text("a file")
+    for path in dice.sample(sorted({*files} - {source / "gives way/deep/file"}), 20):
         if path.exists():
             path.unlink()
     (source / "moved").mkdir()
@@ -56,6 +61,7 @@ def test_it_agrees_with_what_a_run_then_does(
     assert said["blocks_total"] == done["blocks_total"]
     assert said["transfer"] == done["transfer"]
     assert len(said["delete"]) == done["deleted"]
+    assert {"gives way/deep", "gives way/deep/file"} <= set(said["delete"])
     gone = there - set(look(dest))
     assert len(gone) == done["deleted"]
     assert_same(source, dest)
