@@ -160,10 +160,15 @@ def forbid_inside(destination: str, base: str) -> None:
     inner, outer = os.path.realpath(destination), os.path.realpath(base)
     if inner == outer:
         raise UsageError(f"The destination {destination} is the source itself.")
-    if inner.startswith(outer.rstrip("/") + "/"):
+    if is_inside(inner, outer):
         raise UsageError(f"The destination {destination} lies inside the source {base}.")
-    if outer.startswith(inner.rstrip("/") + "/"):
+    if is_inside(outer, inner):
         raise UsageError(f"The source {base} lies inside the destination {destination}.")
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path lies below a folder, wherever symlinks lead."""
+    return os.path.realpath(path).startswith(os.path.realpath(folder).rstrip("/") + "/")
 
 
 @contextmanager

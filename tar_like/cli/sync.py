@@ -81,7 +81,7 @@ def _run(
     output: Output,
 ) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, forbid_inside, trust, wanted
+    from tar_like.cli.common import block_size, forbid_inside, is_inside, trust, wanted
     from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
     from tar_like.index import BuildOptions
@@ -118,6 +118,8 @@ def _run(
     options.redis = ""
     if "://" not in options.source:
         forbid_inside(options.target, options.source)
+    if options.db and options.delete and is_inside(options.db, options.target):
+        raise UsageError(f"--delete would delete the index {options.db}: keep it elsewhere.")
     return _sync_to_folder(options, build, upload, source, rows, output, settings.processes)
 
 

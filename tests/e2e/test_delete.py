@@ -294,6 +294,17 @@ def test_a_rerun_with_other_options_goes_by_those(work: Path) -> None:
     assert_same(source, dest)
 
 
+def test_an_index_that_would_be_deleted_is_refused(work: Path) -> None:
+    (work / "src").mkdir()
+    (work / "src/file").write_text("x")
+    (work / "link").symlink_to("dst")
+    for db in ("dst/index.db", "link/index.db"):
+        result = run("sync", work / "src", work / "dst", "--delete", "-db", work / db, codes=(2,))
+        result.sentence("--delete would delete the index")
+    run("sync", work / "src", work / "dst", "--delete", "-db", work / "index.db")
+    assert_same(work / "src", work / "dst")
+
+
 def test_flags_that_do_not_go_together_are_refused(work: Path) -> None:
     (work / "src").mkdir()
     result = run("sync", work / "src", work / "dst", "--ignore-errors", codes=(2,))
