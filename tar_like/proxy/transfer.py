@@ -42,8 +42,6 @@ from tar_like.rules import RULES, Rules
 from tar_like.source.filters import make_filter
 from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
-CHECKPOINT_SECONDS = 5.0
-CHECKPOINT_BYTES = 1 << 30
 _GONE = "The transfer is complete, or was removed: offer its index again."
 
 
@@ -158,7 +156,6 @@ class Transfer:
 
     def check_room(self) -> None:
         """Refuse what cannot fit before it is sent; all is staged once it is verified.
-
 
         Raises NoSpace.
         """
