@@ -16,13 +16,14 @@ import errno
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from tar_like import digest
 from tar_like.digest import Buffer, Hasher
 
+T = TypeVar("T")
 STEP = 1 << 20
 """Bytes that are hashed at a time, of whatever parts: with less, changing over takes the time."""
 _ROOMS = 4
@@ -33,17 +34,60 @@ def rooms() -> list[memoryview]:
     return [memoryview(bytearray(STEP)) for _ in range(_ROOMS)]
 
 
-class Beside:
+class _Hashing(Generic[T]):
+    """A thread that hashes what it is given, while this is used as a context.
+
+    What is given takes a token along, which is free again once that is hashed: whoever has one may
+    change the bytes that went with it.
+    """
+
+    def __init__(self, hasher: Hasher, tokens: Iterable[T]) -> None:
+        self._hasher = hasher
+        self._given: queue.SimpleQueue[tuple[Buffer, T] | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[tuple[T, BaseException | None]] = queue.SimpleQueue()
+        for token in tokens:
+            self._free.put((token, None))
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+
+    def _take(self) -> T:
+        """A token, as soon as one is free. Raises what went wrong beside."""
+        token, error = self._free.get()
+        if error is not None:
+            self._free.put((token, None))
+            raise error
+        return token
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._given.put(None)
+        self._thread.join()
+
+    def _hash(self) -> None:
+        while (given := self._given.get()) is not None:
+            data, token = given
+            error: BaseException | None = None
+            try:
+                self._hasher.update(data)
+            except BaseException as caught:  # noqa: BLE001 for whoever waits
+                error = caught
+            self._free.put((token, error))
+
+
+class Beside(_Hashing[memoryview]):
     """A hasher with a thread of its own, while it is used as a context. One file each."""
 
     def __init__(self, algorithm: str, rooms: list[memoryview]) -> None:
-        self._hasher = digest.hasher(algorithm)
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for room in rooms:
-            self._free.put(room)
-        self._given: queue.SimpleQueue[tuple[Buffer, memoryview] | None] = queue.SimpleQueue()
-        self._room, self._used = self._free.get(), 0
-        self._thread = threading.Thread(target=self._hash, daemon=True)
+        super().__init__(digest.hasher(algorithm), rooms)
+        self._room, self._used = self._take(), 0
+        self._rooms = len(rooms)
 
     def read(self, fd: int, start: int, stop: int) -> Iterator[memoryview]:
         """Read bytes of a file and hash them; each part is valid until the next one is asked for.
@@ -63,44 +107,23 @@ class Beside:
         """Hash bytes that nobody changes any more."""
         self._give()
         self._given.put((data, self._room))
-        self._room = self._free.get()
+        self._room = self._take()
 
     def _give(self) -> None:
         """Have what was read hashed, and take another room."""
         if self._used:
             self._given.put((self._room[: self._used], self._room))
-            self._room, self._used = self._free.get(), 0
+            self._room, self._used = self._take(), 0
 
     def digest(self) -> bytes:
         """The digest; nothing can be hashed any more."""
         self._give()
-        self._end()
+        for _ in range(self._rooms - 1):
+            self._take()
         return self._hasher.digest()
 
-    def __enter__(self) -> Beside:
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self._given.put(None)
-        self._thread.join()
-
-    def _hash(self) -> None:
-        while (given := self._given.get()) is not None:
-            data, room = given
-            self._hasher.update(data)
-            self._free.put(room)
-
-
-class Lagging:
+class Lagging(_Hashing[None]):
     """A hasher whose updates are done by a thread of its own, while it is used as a context.
 
     ``update`` returns when all that was given before is hashed: what it is given must stay as it
@@ -108,50 +131,16 @@ class Lagging:
     """
 
     def __init__(self, hasher: Hasher) -> None:
-        self._hasher = hasher
-        self._given: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._busy = False
-        self._thread = threading.Thread(target=self._hash, daemon=True)
+        super().__init__(hasher, [None])
 
     def update(self, data: Buffer, /) -> None:
         """Have bytes hashed."""
-        self._wait()
-        self._given.put(data)
-        self._busy = True
+        self._given.put((data, self._take()))
 
     def digest(self) -> bytes:
-        """The digest of all."""
-        self._wait()
+        """The digest of all; nothing can be hashed any more."""
+        self._take()
         return self._hasher.digest()
-
-    def _wait(self) -> None:
-        error = self._done.get() if self._busy else None
-        self._busy = False
-        if error is not None:
-            raise error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._given.put(None)
-        self._thread.join()
-
-    def _hash(self) -> None:
-        while (data := self._given.get()) is not None:
-            error: BaseException | None = None
-            try:
-                self._hasher.update(data)
-            except BaseException as caught:  # noqa: BLE001 for whoever waits
-                error = caught
-            self._done.put(error)
 
 
 def _fill(fd: int, view: memoryview, start: int) -> None:

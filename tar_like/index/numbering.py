@@ -39,7 +39,7 @@ class BuildSummary:
 
 
 class Numbering:
-    """Numbers the names of one tree, which may come in several parts."""
+    """Numbers the names of one tree."""
 
     def __init__(self) -> None:
         self.summary = BuildSummary()

@@ -40,6 +40,7 @@ from tar_like.wire import Failure
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
 _NO_TIME = "has a modification time that the destination's filesystem cannot hold"
+_CHANGED = "was changed in the destination during the commit: run it again"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -271,7 +272,7 @@ class Applier:
         """A file that was put in place before a crash: is it as we left it still?"""
         parent, name = self._walker.split(entry.path)
         if self._digest_of(name, parent) != content:
-            raise _Refused("was changed in the destination during the commit: run it again")
+            raise _Refused(_CHANGED)
         return self._set_metadata(entry)
 
     def _set_metadata(self, entry: Entry) -> os.stat_result:
@@ -331,11 +332,7 @@ class Applier:
         names = st.st_nlink
         if not self._metadata.matches(entry, st):
             if names > 1:  # the others may be other entries, which have metadata of their own
-                self._copy(entry, parent, name)
-                parent, name = self._walker.split(entry.path)
-                if kept.digest and not self._holds(name, parent, kept):
-                    raise _Refused("was changed in the destination during the commit: run it again")
-                st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                st = self._part(entry, parent, name, kept.digest)
             else:
                 st = self._set_metadata(entry)
         elif self._index.xattr_names:
@@ -377,11 +374,7 @@ class Applier:
             entry = self._index.entry(entry_id)
             try:
                 theirs, last = (self._base or self._walker).split(entry.path)
-                self._copy(entry, theirs, last)
-                parent, name = self._walker.split(entry.path)
-                st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if known and self._digest_of(name, parent) != known:
-                    raise _Refused("was changed in the destination during the commit: run it again")
+                st = self._part(entry, theirs, last, known)
                 applied.landed.append((entry_id, known, st.st_ino, st.st_ctime_ns))
             except (_Refused, OSError) as error:
                 applied.lost.append(entry_id)
@@ -393,6 +386,16 @@ class Applier:
                 applied.lost.append(entry.id)
                 applied.failures.append(_failed(entry.path, error))
         return applied
+
+    def _part(self, entry: Entry, theirs: int, last: bytes, known: bytes) -> os.stat_result:
+        """A file of its own, copied from another of that digest; how it is when it is in place."""
+        self._copy(entry, theirs, last)
+        parent, name = self._walker.split(entry.path)
+        # First: whoever changes it while it is read, or later, changes what is taken here, too.
+        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if known and self._digest_of(name, parent) != known:
+            raise _Refused(_CHANGED)
+        return st
 
     def _copy(self, entry: Entry, theirs: int, last: bytes) -> None:
         """A file of its own, sharing blocks where the filesystem can."""

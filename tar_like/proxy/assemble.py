@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tar_like import chunks, digest
 from tar_like.chunks import ChunkList, Move, Span
-from tar_like.dirfd import Walker
+from tar_like.dirfd import Walker, open_file
 from tar_like.index import Index
 from tar_like.layout import PAGE, Entry, round_up
 from tar_like.plan.questions import Answer, Answers, Question, Questions
@@ -34,7 +33,6 @@ from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.sparse import data_of
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _STEP = 8 << 20
 Ranges = list[tuple[int, int]]
 
@@ -154,13 +152,9 @@ class Assembler:
         """A regular file; None for anything else."""
         try:
             parent, name = self._walker.split(path)
-            fd = os.open(name, _READ, dir_fd=parent)
+            return open_file(name, os.O_RDONLY, dir_fd=parent)
         except OSError:
             return None
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
-        return None
 
     def _keep(self, entry: Entry, basis: Row | None, wanted: bytes) -> Landed | None:
         """The file at the path, if it has the digest; ``basis`` may know that it has not."""

@@ -51,10 +51,9 @@ class BodyProtocol(HttpToolsProtocol):
         self.gathering: RequestResponseCycle | None = None
         """The request that waits for its body to come in earnest."""
         super().connection_made(transport)
-        if transport.get_extra_info("sslcontext") is None:  # uvloop's TLS never goes on then
-            transport.set_write_buffer_limits(
-                high=0
-            )  # what does not go out is not followed by more
+        # What does not go out is not followed by more; uvloop's TLS would never go on then.
+        if transport.get_extra_info("sslcontext") is None:
+            transport.set_write_buffer_limits(high=0)
         if len(self.connections) > most_connections():
             self._make_room()
 

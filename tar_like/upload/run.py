@@ -34,7 +34,7 @@ from tar_like.upload.answer import Answering
 from tar_like.upload.client import Client
 from tar_like.upload.dispatch import Dispatcher, Progress, Sending, UploadOptions
 from tar_like.upload.local import LocalDispatcher
-from tar_like.upload.presence import Presence
+from tar_like.upload.presence import presence
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
 from tar_like.upload.rehearse import Rehearsal, read_rehearsal
@@ -231,7 +231,7 @@ class Upload:
         questions = Questions(asked, index.id)
         source = open_source(self._options.source, self._options.s3)
         try:
-            with Presence(self._options.client(0), index.id):
+            with presence(self._options.client(0), index.id):
                 Answering(
                     questions, index, source,
                     jobs=self._options.processes, stopped=lambda: self._stopped,
