@@ -30,6 +30,7 @@ from tar_like.upload.run import Upload
 from tests.chaos import scene
 from tests.chaos.scene import Broken, Fork, Quiet, Receiver
 from tests.haproxy.balancer import CONFIGURATION, MAKE_CERTIFICATE, environment
+from tests.processes import free_port, group
 from tests.trees import visible_files
 from workers.crew import Crew
 from workers.queue import RedisDispatcher
@@ -71,7 +72,7 @@ class World:
         self.id = scene.make_index(self.source, self.index)
         self.certificate = work / "haproxy"
         subprocess.run([MAKE_CERTIFICATE, self.certificate], check=True, stdout=subprocess.DEVNULL)
-        self.ports = [_free_port(dice) for _ in range(5)]
+        self.ports = [free_port() for _ in range(5)]
 
 
 class Server:
@@ -112,7 +113,7 @@ class Part:
         return self.fork.ended()
 
     def pids(self) -> list[int]:
-        return scene.group(self.fork.pid)
+        return group(self.fork.pid)
 
     def kill(self) -> None:
         self.fork.kill()
@@ -243,15 +244,6 @@ class Round:
         for part in self._parts.values():
             part.kill()
         shutil.rmtree(self._work, ignore_errors=True)
-
-
-def _free_port(dice: random.Random) -> int:
-    """One that the system does not give to outgoing connections, which would keep it taken."""
-    while True:
-        port = dice.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _listens(port: int) -> bool:

@@ -35,6 +35,7 @@ from tar_like.proxy.staging import Staging
 from tar_like.source.folder import FolderSource
 from tar_like.upload.dispatch import UploadOptions
 from tar_like.upload.run import Upload
+from tests.processes import group
 
 T = TypeVar("T")
 PATIENCE = 120.0
@@ -343,16 +344,3 @@ def unmount(where: object) -> None:
         return done.returncode == 0
 
     wait_for(f"{where} to be unmounted", tried, seconds=30)
-
-
-def group(leader: int) -> list[int]:
-    """The living processes of a group."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                threads = int(fields[17])  # a first thread may be a zombie before the others are
-                if int(fields[2]) == leader and (fields[0] != "Z" or threads > 1):
-                    found.append(int(name))
-    return found

@@ -28,6 +28,7 @@ from tar_like.wire import digest_header
 from tests.chaos import scene
 from tests.chaos.scene import Broken
 from tests.e2e.harness import Proxy, payload, sync
+from tests.processes import group
 from tests.unit.receiver import Job
 
 KINDS = ("silence", "head", "body", "unread", "earnest")
@@ -164,10 +165,10 @@ class Dawdlers:
         self._selector.close()
 
 
-def _memory(group: int) -> int:
+def _memory(leader: int) -> int:
     """Bytes that the processes of a group take, each page that they share counted once."""
     total = 0
-    for pid in scene.group(group):
+    for pid in group(leader):
         with contextlib.suppress(OSError):
             found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
             total += int(found[1]) << 10 if found else 0

@@ -36,6 +36,7 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from tests import trees
+from tests.processes import group
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -46,7 +47,7 @@ AS_NOBODY = (
 """Becomes another user who owns nothing and may change nothing, but reads the interpreter wherever
 it lies: the tests' may be in root's home."""
 POWERLESS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-PATIENCE = 60.0  # seconds; a deadline against hanging, not a measure of speed
+PATIENCE = 120.0  # seconds; a deadline against hanging, not a measure of speed
 
 T = TypeVar("T")
 
@@ -199,32 +200,40 @@ class Job:
         self._signal_group(signal.SIGINT)
 
     def kill(self, *, alone: bool = False) -> None:
-        """SIGKILL to the group, or to the main process alone as `kill -9 PID` would."""
+        """SIGKILL to the group, or to the main process alone as `kill -9 PID` would.
+
+        Those of the group have ended then: one that is killed may still hold a lock or a port, or
+        end the call that it is in.
+        """
         if alone:
             self.process.kill()
+            self.process.wait(PATIENCE)
         else:
             self._signal_group(signal.SIGKILL)
-        self.process.wait(PATIENCE)
+            self.process.wait(PATIENCE)
+            self.wait_for_members()
+
+    def freeze(self) -> None:
+        """Cut it off from everything: to others it looks like a host that is gone."""
+        self._signal_group(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It comes back, and knows nothing of what happened."""
+        self._signal_group(signal.SIGCONT)
+
+    def wait_for_members(self) -> None:
+        """Wait until no process of its group is left."""
+        wait_for("the processes of a group to end", lambda: not self.members())
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self._signal_group(signal.SIGKILL)
-        self.process.wait(PATIENCE)
+        self.kill()
         self._out.close()
         self._err.close()
 
     def members(self) -> list[int]:
         """Processes of its group that still live (zombies do not)."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if int(fields[2]) == self.process.pid and fields[0] != "Z":
-                    found.append(int(entry.name))
-        return found
+        return group(self.process.pid)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -277,7 +286,7 @@ class Proxy(Job):
         """SIGTERM; it must end with 0 and without a traceback."""
         if self.running:
             self.process.terminate()
-        self.end(60).verify(0)
+        self.end().verify(0)
 
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
@@ -457,7 +466,7 @@ def request(method: str, url: str, body: bytes | None = None) -> tuple[int, str,
         url, data=body, method=method, headers={"Accept": "application/json"}
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _KeepErrors())
-    with opener.open(question, timeout=20) as response:
+    with opener.open(question, timeout=PATIENCE) as response:
         return response.status, response.headers.get("Content-Type", ""), response.read()
 
 

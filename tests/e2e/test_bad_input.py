@@ -444,12 +444,12 @@ def small_disk(work: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+        subprocess.run(["umount", "-l", str(disk)], check=True, timeout=60)
 
 
 def grow(disk: Path) -> None:
     command = ["mount", "-o", "remount,size=64m", str(disk)]
-    subprocess.run(command, check=True, timeout=20)
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("target", ["folder", "proxy"])

@@ -271,7 +271,9 @@ def test_killed_while_deleting_the_next_run_ends_it(work: Path, dice: random.Ran
         for name in range(150):
             (dest / f"extra {folder}/{name}").write_bytes(b"x")
     last = 30 - 1 - dice.randrange(5)  # it goes last first
-    with Job("sync", source, dest, DELETE) as job:
+    slowly = ("strace", "--follow-forks", "--seccomp-bpf", "--output=/dev/null",
+              "--inject=unlinkat:delay_enter=2000")  # fmt: skip
+    with Job("sync", source, dest, DELETE, prefix=slowly) as job:
         gone = dest / f"extra {sorted(map(str, range(30)))[last]}"
         wait_for("the deletion", lambda: not gone.exists(), unless=job.ended)
         job.kill()

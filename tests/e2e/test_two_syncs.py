@@ -76,7 +76,8 @@ def test_what_was_planned_before_another_commit_is_planned_again(work: Path) -> 
 def test_a_folder_that_is_being_written_to_is_refused(work: Path) -> None:
     one, two, dest = *two_trees(work), work / "dst"
     with Job("sync", one, dest, "--limit", "300k", "-s", "65536") as first:
-        wait_for("the first", lambda: (dest / ".tar_like/lock").exists(), unless=first.ended)
+        transfers = dest / ".tar_like/transfers"  # made once the lock is held
+        wait_for("the first", lambda: list(transfers.glob("*/index.db")), unless=first.ended)
         result = run("sync", two, dest, "--delete", codes=(0, 1))
         if result.code:
             result.sentence("another receiver|is serving")

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,16 +21,13 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tar_like.upload.client import Client
 from tests.e2e.harness import Job, Proxy, Result, run, wait_for
+from tests.processes import free_port
 
 BLOCK = 64 << 10
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+MUCH = 4
+"""Blocks; a worker that is stopped still sends one or two."""
 
 
 class Redis:
@@ -72,7 +66,7 @@ class Redis:
         """kill -9; all it knew is lost."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def __enter__(self) -> Self:
         self.start()
@@ -96,15 +90,7 @@ class Worker(Job):
         """SIGTERM; it must end with 0 and without a traceback."""
         if self.running:
             self.process.terminate()
-        self.end(30).verify(0)
-
-    def freeze(self) -> None:
-        """Cut it off from everything: to others it looks like a host that is gone."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """It comes back, and knows nothing of what happened."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+        self.end().verify(0)
 
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
@@ -137,13 +123,42 @@ def records(redis: Redis) -> list[dict[str, Any]]:
     return [json.loads(value) for value in values if value is not None]
 
 
-def at_work(redis: Redis, worker: Worker) -> dict[str, Any] | None:
+def at_work(redis: Redis, worker: Job) -> dict[str, Any] | None:
     """What a worker command's process is sending just now."""
     members = worker.members()
     for record in records(redis):
         if record["pid"] in members and record["phase"] == "sending" and record["sent"]:
             return record
     return None
+
+
+def frozen_at_work(redis: Redis, worker: Job, url: str, job: Job) -> dict[str, Any]:
+    """Freeze a worker in the midst of a range, of which much is left; what it says of it.
+
+    It says so a second late: what is left is asked of the receiver at `url`.
+    """
+
+    def frozen() -> dict[str, Any] | None:
+        held = at_work(redis, worker)
+        if held is None or left(url, held) < 2 * MUCH:
+            return None
+        worker.freeze()
+        if left(url, held) >= MUCH:
+            return held
+        worker.thaw()
+        return None
+
+    return wait_for("a range in its hands", frozen, unless=job.ended) or {}
+
+
+def left(url: str, held: dict[str, Any]) -> int:
+    """How many blocks of a worker's range have not arrived."""
+    client = Client(url)
+    try:
+        bits = client.bitmaps(held["transfer"])
+    finally:
+        client.close()
+    return sum(not bits[n >> 3] >> (n & 7) & 1 for n in range(held["first"], held["stop"]))
 
 
 def upload_job(redis: Redis, proxy: Proxy, src: Path, db: Path, *args: object) -> Job:
@@ -180,16 +195,9 @@ def met(job: Job, proxy: Proxy, transfer: str, share: float) -> int:
     return wait_for(f"{share:.0%} of the blocks", reached, unless=job.ended)
 
 
-def seconds_until(what: str, condition: Callable[[], object], job: Job) -> float:
-    """How long it took."""
-    begun = time.monotonic()
-    wait_for(what, condition, unless=job.ended)
-    return time.monotonic() - begun
-
-
 def ended_well(job: Job) -> dict[str, Any]:
     """The summary of an upload that is complete."""
-    result: Result = job.end(90).verify(0)
+    result: Result = job.end().verify(0)
     summary = result.summary
     assert summary["state"] == "complete", summary
     assert not summary["failures"] and not summary["errors"], summary

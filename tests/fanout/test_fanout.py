@@ -24,19 +24,22 @@ from tests.fanout.harness import (
     Worker,
     at_work,
     ended_well,
+    frozen_at_work,
+    left,
     met,
     records,
     redispatched,
-    seconds_until,
     status,
     unleash,
     upload_job,
     workers,
 )
+from tests.processes import free_port
 from tests.trees import assert_same, build
 
-REDISPATCH = 20.0
-STALL = 15.0
+REDISPATCH = 45.0
+"""Seconds: an RQ job that nobody takes from its dead worker stays with it for 900."""
+STALL = 45.0
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_workers_share_the_work(work: Path, src: Path, db: Path, redis: Redis) -
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2) as crew,
-        upload_job(redis, proxy, src, db, "--limit", "500K") as job,
+        upload_job(redis, proxy, src, db, "--limit", "200K") as job,
     ):
         for one in crew:
             wait_for("both workers at work", lambda one=one: at_work(redis, one), unless=job.ended)
@@ -117,14 +120,10 @@ def test_a_dead_workers_range_goes_to_another(
         workers(redis, work, 2) as crew,
         upload_job(redis, proxy, src, db, "--limit", "400K", "-s", "16K") as job,
     ):
-        met(job, proxy, transfer, 0.1)
         victim = crew[0]
-        held = wait_for("a range in its hands", lambda: at_work(redis, victim), unless=job.ended)
-        assert held
+        held = frozen_at_work(redis, victim, proxy.url, job)
         if how == "kill":
             victim.kill()
-        else:
-            victim.freeze()
 
         begun: list[str] = []
         """What the other was at once the range had been given out again."""
@@ -138,7 +137,8 @@ def test_a_dead_workers_range_goes_to_another(
                 for one in others
             )
 
-        assert seconds_until("another to have the range", taken_over, job) < REDISPATCH
+        what = "another to have the range"
+        wait_for(what, taken_over, seconds=REDISPATCH, unless=job.ended)
         assert len(begun) <= 2, "it had to wait for ranges that were in the queue"
         if how == "cut-off":
             victim.thaw()
@@ -154,9 +154,9 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
     with (
         Proxy(dst) as proxy,
         workers(redis, work, 2),
-        upload_job(redis, proxy, src, db, "--limit", "600K") as job,
+        upload_job(redis, proxy, src, db, "--limit", "250K") as job,
     ):
-        met(job, proxy, transfer, 0.1)
+        met(job, proxy, transfer, 0.05)
         if how == "kill":
             redis.kill()
             wait_for("the command to notice", lambda: b"Waiting for it" in job.stderr())
@@ -167,7 +167,7 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
         def a_new_range() -> bool:
             return any(one["sent"] and one["phase"] == "sending" for one in records(redis))
 
-        assert seconds_until("a range under way again", a_new_range, job) < STALL
+        wait_for("a range under way again", a_new_range, seconds=STALL, unless=job.ended)
         state = proxy.blocks(transfer)
         before = state.received if state else 0
 
@@ -175,7 +175,7 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
             state = proxy.blocks(transfer)
             return state is None or state.received > before
 
-        assert seconds_until("blocks to arrive again", moved, job) < STALL
+        wait_for("blocks to arrive again", moved, seconds=STALL, unless=job.ended)
         unleash(redis, transfer)
         summary = ended_well(job)
         assert summary["blocks_sent"] == summary["blocks_total"]
@@ -185,8 +185,8 @@ def test_redis_loses_everything(work: Path, src: Path, db: Path, redis: Redis, h
 def test_a_killed_uploading_command_goes_on(work: Path, src: Path, db: Path, redis: Redis) -> None:
     transfer, dst = transfer_of(db), work / "dst"
     with Proxy(dst) as proxy, workers(redis, work, 2):
-        with upload_job(redis, proxy, src, db, "--limit", "1M") as job:
-            met(job, proxy, transfer, 0.2)
+        with upload_job(redis, proxy, src, db, "--limit", "400K") as job:
+            met(job, proxy, transfer, 0.1)  # what is queued goes on, for half a minute
             job.kill()
         had = proxy.blocks(transfer)
         assert had and had.received < had.total
@@ -201,10 +201,10 @@ def test_a_killed_receiver_is_waited_for(work: Path, src: Path, db: Path, redis:
     transfer, dst = transfer_of(db), work / "dst"
     with (
         workers(redis, work, 2),
-        Proxy(dst) as proxy,
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        Proxy(dst, port=free_port()) as proxy,
+        upload_job(redis, proxy, src, db, "--limit", "400K") as job,
     ):
-        met(job, proxy, transfer, 0.2)
+        met(job, proxy, transfer, 0.1)
         proxy.kill()
         wait_for("a range to fail", lambda: any(one["failure"] for one in records(redis)))
         with Proxy(dst, port=proxy.port) as again:
@@ -233,7 +233,7 @@ def test_a_killed_sync_goes_on(work: Path, src: Path, redis: Redis) -> None:
     dst = work / "dst"
     with Proxy(dst) as proxy, workers(redis, work, 2):
         words = ("sync", src, proxy.url, "-s", BLOCK, "--redis", redis.url, "--json")
-        with Job(*words, "--limit", "1M") as job:
+        with Job(*words, "--limit", "400K") as job:
             wait_for("blocks", lambda: received(redis) > 20, unless=job.ended)
             job.kill()
         summary = run(*words).summary
@@ -280,9 +280,10 @@ def test_a_detached_command_that_dies_is_run_again(
             "upload", "-b", src, "-db", db, "-u", proxy.url, "-s", BLOCK, "--redis", redis.url,
             "--json",
         )  # fmt: skip
-        started = run(*words, "--detach", "--limit", "1M", env=env).summary
+        started = run(*words, "--detach", "--limit", "400K", env=env).summary
         wait_for("blocks", lambda: (state := proxy.blocks(transfer)) and state.received > 20)
         os.kill(started["pid"], signal.SIGKILL)
+        wait_for("its end", lambda: not Path(f"/proc/{started['pid']}").exists())
         records_of_it = f"tar-like:transfer:{transfer}"
         news = json.loads(redis.client.get(records_of_it))
         redis.client.set(records_of_it, json.dumps(news | {"updated": news["updated"] - 60}))
@@ -303,16 +304,12 @@ def test_a_worker_that_is_asked_to_stop_hands_back_its_range(
 ) -> None:
     transfer, dst = transfer_of(db), work / "dst"
     with Proxy(dst) as proxy, upload_job(redis, proxy, src, db, "--limit", "250K") as job:
-
-        def far_from_done() -> int:
-            held = at_work(redis, worker)
-            worth = held["stop"] - held["first"] - held["sent"] if held else 0
-            return held["stop"] if held and worth >= 12 else 0
-
         with workers(redis, work, 1) as (worker,):
-            stop = wait_for("a range worth 3 s and more", far_from_done, unless=job.ended)
-        state = proxy.blocks(transfer)
-        assert state and state.received < stop, "it sent its range to the end"
+            held = frozen_at_work(redis, worker, proxy.url, job)
+            worker.process.terminate()
+            worker.thaw()
+            worker.end().verify(0)
+        assert left(proxy.url, held), "it sent its range to the end"
         assert records(redis) == []
         unleash(redis, transfer)
         with workers(redis, work, 1):
@@ -344,7 +341,7 @@ def test_a_host_that_does_not_see_the_source_does_no_harm(
         Proxy(dst) as proxy,
         Worker(redis, work, "-p", 1, "-b", work / "unmounted") as blind,
         workers(redis, work, 1),
-        upload_job(redis, proxy, src, db, "--limit", "1M") as job,
+        upload_job(redis, proxy, src, db, "--limit", "400K") as job,
     ):
         wait_for("its word", lambda: b"mounted" in blind.stderr(), unless=job.ended)
         unleash(redis, transfer_of(db))
@@ -377,10 +374,9 @@ def test_the_limit_holds_and_can_be_changed(work: Path, src: Path, db: Path, red
         later = met(job, proxy, transfer, 0.25)
         rate = (later - first) * BLOCK / (time.monotonic() - begun)
         assert rate < 0.9e6, rate
+        run("limit", "20K", "--redis", redis.url, "--transfer", transfer[:12])
         run("limit", "0", "--redis", redis.url, "--transfer", transfer[:12])
-        seconds = seconds_until("the end", job.ended, job)
-        assert seconds < 12, f"{seconds} s for what takes 15 s with the limit"
-        ended_well(job)
+        ended_well(job)  # long before the minutes are over that it would take
 
 
 def test_without_redis_the_reason_is_said(work: Path, src: Path, db: Path) -> None:
@@ -409,17 +405,15 @@ def test_the_limit_of_a_local_pool_can_be_changed(work: Path, src: Path, db: Pat
     words = ("-b", src, "-db", db, "-s", BLOCK, "-p", 2, "--compress", "none", "--json")
     with Proxy(dst) as proxy:
         run("limit", "0", codes=(2,), env=env).sentence("with a --limit")
-        with Job("upload", *words, "-u", proxy.url, "--limit", "200K", env=env) as killed:
-            met(killed, proxy, transfer, 0.02)
+        with Job("upload", *words, "-u", proxy.url, "--limit", "50K", env=env) as killed:
+            met(killed, proxy, transfer, 0.01)
             killed.kill()
-        with Job("upload", *words, "-u", proxy.url, "--limit", "200K", env=env) as job:
-            met(job, proxy, transfer, 0.04)
+        with Job("upload", *words, "-u", proxy.url, "--limit", "50K", env=env) as job:
+            met(job, proxy, transfer, 0.02)
             run("limit", "0", "--transfer", "f" * 8 + transfer[:8], codes=(2,), env=env)
             done = run("limit", "0", "--transfer", transfer[:8], "--json", env=env)
             assert done.summary["transfers"] == [transfer], "the killed one counts no more"
-            seconds = seconds_until("the end", job.ended, job)
-            assert seconds < 30, f"{seconds} s for what takes 60 s with the limit"
-            ended_well(job)
+            ended_well(job)  # long before the minutes are over that it would take
     assert list((cache / "limits").iterdir()) == []
     assert_same(src, dst)
 
@@ -430,8 +424,8 @@ def test_interrupting_the_command_leaves_a_transfer_that_goes_on(
     transfer, dst = transfer_of(db), work / "dst"
     with Proxy(dst) as proxy, workers(redis, work, 1):
         job: Job
-        with upload_job(redis, proxy, src, db, "--limit", "1M") as job:
-            met(job, proxy, transfer, 0.2)
+        with upload_job(redis, proxy, src, db, "--limit", "400K") as job:
+            met(job, proxy, transfer, 0.1)
             job.interrupt()
             assert job.end().verify(130).summary["interrupted"]
         with upload_job(redis, proxy, src, db) as job:

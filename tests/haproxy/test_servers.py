@@ -25,7 +25,7 @@ def leaver(heard: list[bytes]) -> Iterator[int]:
 
     def answer(connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(20)
+            connection.settimeout(60)
             head = connection.recv(1 << 16)
             if head.startswith(b"GET /healthz"):
                 connection.sendall(OK)

@@ -54,7 +54,7 @@ def server(certificate: Path, leave: Callable[[ssl.SSLSocket], None]) -> Iterato
                 plain, _ = listener.accept()
             except OSError:
                 return
-            plain.settimeout(20)
+            plain.settimeout(60)
             try:
                 with context.wrap_socket(plain, server_side=True) as connection:
                     connection.recv(4096)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests import trees
-from tests.e2e.harness import Proxy, run
+from tests.e2e.harness import PATIENCE, Proxy, run
 from tests.haproxy.balancer import MAKE_CERTIFICATE, Balancer
 
 TOKEN = "a-shared-token-of-the-tests"
@@ -77,7 +77,7 @@ def test_tls_and_a_token_in_the_receiver_itself(work: Path, src: Path) -> None:
         with pytest.warns(DeprecationWarning):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with (
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as plain,
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as plain,
             pytest.raises((ssl.SSLError, ConnectionError)),
         ):
             old.wrap_socket(plain)

@@ -19,6 +19,7 @@ from botocore.config import Config
 from tar_like.config import S3Settings
 from tar_like.source.s3 import S3Source
 from tests.e2e.harness import wait_for
+from tests.processes import free_port
 from tests.s3.faults import FaultProxy
 
 ACCESS_KEY, SECRET_KEY = "AKIAEXAMPLETARLIKE00", "do-not-show-this-secret"
@@ -28,13 +29,11 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def store() -> Iterator[int]:
     """The port of an S3 server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for("the S3 server", lambda: _answers(port))
+        wait_for("the S3 server", lambda: _answers(port), unless=process.poll)
         yield port
     finally:
         process.kill()
@@ -43,7 +42,7 @@ def store() -> Iterator[int]:
 
 def _answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 0.2).close()
+        socket.create_connection(("127.0.0.1", port), 5).close()
     except OSError:
         return False
     return True

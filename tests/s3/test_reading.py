@@ -89,7 +89,7 @@ def test_what_came_before_a_silence_is_not_asked_for_again(
     fill(s3, {b"large": LARGE})
     source = s3.source()
     wanted = [*whole(source).values()]
-    monkeypatch.setattr(bucket, "TIMEOUT", 2.0)
+    monkeypatch.setattr(bucket, "TIMEOUT", 5.0)
     source.close()  # connections are made with the timeout that holds then
     after = 5 * STRETCH + 1000
     s3.proxy.rules.append(rule := Rule("stall", key="/tree/large", after=after, times=1))
@@ -210,7 +210,7 @@ def test_small_objects_are_asked_for_together(s3: Store) -> None:
     source = s3.source(connections=16)
     wanted = [*whole(source).values()]
     s3.proxy.most_at_a_time = 0
-    s3.proxy.rules.append(Rule("pass", key="/tree/", seconds=0.05))
+    s3.proxy.rules.append(Rule("pass", key="/tree/", seconds=0.3))
     assert read(source, wanted) == (b"".join(files.values()), {})
     assert 8 <= s3.proxy.most_at_a_time <= 16
     assert s3.proxy.count("GET", "/tree/") == 64
@@ -222,7 +222,7 @@ def test_a_large_object_has_several_ranges_in_flight(s3: Store) -> None:
     source = s3.source()
     wanted = [whole(source)[b"large"]]
     s3.proxy.most_at_a_time = 0
-    s3.proxy.rules.append(Rule("pass", key="/tree/large", seconds=1.0))
+    s3.proxy.rules.append(Rule("pass", key="/tree/large", seconds=2.0))
     assert read(source, wanted) == (LARGE, {})
     assert s3.proxy.most_at_a_time == 3
     source.close()
@@ -274,9 +274,9 @@ def test_a_source_that_was_used_goes_through_a_fork(s3: Store) -> None:
 
     process = context.Process(target=child)
     process.start()
-    assert ours.poll(30)
+    assert ours.poll(100)
     assert ours.recv() == (EVERYTHING, {})
-    process.join(30)
+    process.join(100)
     assert process.exitcode == 0
     assert read(source, wanted)[0] == EVERYTHING
     source.close()

@@ -20,7 +20,7 @@ from tar_like.proxy.app import make_app
 from tar_like.signed import Keyring, make_keys, sign
 from tar_like.tokens import COMMIT, OFFER, OPERATIONS, READ, SEND, Grant
 from tests import trees
-from tests.e2e.harness import Proxy, index, run
+from tests.e2e.harness import PATIENCE, Proxy, index, run
 
 SHARED = "a-shared-token-of-the-tests"
 ID, OTHER = "a" * 64, "b" * 64
@@ -167,7 +167,7 @@ def test_every_endpoint_refuses(proxy: tuple[Proxy, Path], keys: Path, credentia
     one, folder = proxy
     before = trees.stamps(folder / "dst")
     value = BAD[credentials](keys)
-    connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=PATIENCE)
     for method, path, _ in ENDPOINTS:
         status, headers, body = ask(connection, method, path, *([] if value is None else [value]))
         assert status == 401, (method, path, body)
@@ -186,7 +186,7 @@ def test_narrow_tokens_are_forbidden_what_they_do_not_name(
 ) -> None:
     one, _ = proxy
     others = [name for name in OPERATIONS if name != operation]
-    connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=PATIENCE)
     for narrow in (
         ours(keys, operations=others), ours(keys, transfer=OTHER), forged(keys, operations=[]),
     ):  # fmt: skip
@@ -201,20 +201,20 @@ def test_narrow_tokens_are_forbidden_what_they_do_not_name(
 
 
 def test_two_tokens_in_one_request_are_none(proxy: tuple[Proxy, Path]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=PATIENCE)
     assert ask(connection, "GET", "/tar", f"Bearer {SHARED}", f"Bearer {SHARED}")[0] == 401
     connection.close()
 
 
 def test_health_is_for_everybody(proxy: tuple[Proxy, Path]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=PATIENCE)
     assert ask(connection, "GET", "/healthz")[0::2] == (200, b"ok\n")
     connection.close()
 
 
 def test_refused_before_a_body_is_read(proxy: tuple[Proxy, Path]) -> None:
     """The answer comes although not one byte of the body has been sent."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy[0].port, timeout=PATIENCE)
     connection.putrequest("PUT", f"/tar/{ID}/4096/0")
     connection.putheader("Content-Length", str(1 << 30))
     connection.endheaders()
@@ -272,7 +272,7 @@ def test_the_receiver_of_one_run_asks_for_its_own_token(work: Path) -> None:
 
     with Receiver(ServerOptions(destination=str(work / "dst"))) as receiver:
         port = int(receiver.urls[0].rpartition(":")[2].partition("/")[0])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         assert ask(connection, "GET", "/tar")[0] == 401
         assert ask(connection, "GET", "/tar", f"Bearer {receiver.token}")[0] == 200
         connection.close()

@@ -18,8 +18,9 @@ NAME = b"a-name-of-fifty-bytes-so-that-paths-grow-long-....."
 LEVELS = 3 * KEEP + 5
 
 
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def open_fds() -> set[str]:
+    """Of this whole process: others in it may close theirs meanwhile."""
+    return set(os.listdir("/proc/self/fd"))
 
 
 class Deep:
@@ -82,8 +83,8 @@ def test_any_order_of_deep_paths_leads_where_the_names_say(deep: Deep, seed: int
         for path in dice.choices(list(deep.inodes), k=60):
             found = os.fstat(walker.dirfd(path))
             assert (found.st_dev, found.st_ino) == deep.inodes[path], len(path)
-            assert open_fds() - before <= 2 * KEEP + 1
-    assert open_fds() == before
+            assert len(open_fds() - before) <= 2 * KEEP + 1
+    assert open_fds() <= before
 
 
 def test_a_walker_that_nobody_has_any_more_leaves_nothing_open(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_walker_that_nobody_has_any_more_leaves_nothing_open(tmp_path: Path) -
     walker = Walker(tmp_path)
     walker.dirfd(b"a/b")
     del walker
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_up_and_down_one_name_at_a_time(
@@ -128,7 +129,7 @@ def test_the_root_may_be_a_symlink_nothing_below_it_may(tmp_path: Path) -> None:
             with pytest.raises(NotADirectoryError):
                 walker.dirfd(path)
             assert os.fstat(walker.dirfd(b"a")).st_ino == (tmp_path / "real/a").stat().st_ino
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_failed_walk_does_no_harm_to_the_next(tmp_path: Path) -> None:
                 here = os.fstat(walker.dirfd(b"a/b/c")).st_ino
                 assert here == (tmp_path / "a/b/c").stat().st_ino
                 assert os.fstat(walker.dirfd(b"")).st_ino == tmp_path.stat().st_ino
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -170,4 +171,4 @@ def test_a_root_that_is_no_folder_is_an_error(tmp_path: Path, kind: str) -> None
     before = open_fds()
     with pytest.raises(OSError):
         Walker(root)
-    assert open_fds() == before
+    assert open_fds() <= before

@@ -14,7 +14,7 @@ import lz4.frame
 import pytest
 
 from tests import trees
-from tests.e2e.harness import Proxy, request, wait_for
+from tests.e2e.harness import PATIENCE, Proxy, request, wait_for
 from tests.unit import hostile
 from tests.unit.receiver import Job
 
@@ -115,7 +115,7 @@ def test_every_hostile_request_is_refused(target: Target, work: Path) -> None:
 
 def ask(port: int, data: bytes) -> tuple[int, str, bytes]:
     """Send bytes as they are; the first answer's status, kind and body."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         with contextlib.suppress(ConnectionError):  # answered before all of it was sent
             connection.sendall(data)
         response = http.client.HTTPResponse(connection)

@@ -60,7 +60,7 @@ def test_what_is_planted_hangs_nobody_and_leads_nowhere(
 
     def receive() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(30)
+        signal.alarm(100)
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 2)  # a commit that fails says so
         for work in (job.reopen, lambda: job.transfer.negotiate(4096), job.send, job.commit):

@@ -80,7 +80,7 @@ def test_a_scan_left_early_leaves_no_process() -> None:
         next(scan)
     assert len(_children() - before) == 1
     del scan
-    assert _children() == before
+    assert _children() <= before
 
 
 @pytest.mark.usefixtures("alone")

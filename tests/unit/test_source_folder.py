@@ -255,12 +255,12 @@ def test_closing_gives_every_descriptor_back(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["d"] * 40)
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")
-    before = os.listdir("/proc/self/fd")
+    before = set(os.listdir("/proc/self/fd"))
     source = FolderSource(str(tmp_path))
     found = [one for one in source.scan(Wanted()) if isinstance(one, Found) and one.kind == FILE]
     source.read([piece(found[0].path, 1, found[0].mtime)], memoryview(bytearray(1)))
     source.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= before
     assert stat.S_ISDIR(deep.stat().st_mode)
 
 
