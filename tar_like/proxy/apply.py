@@ -1,7 +1,6 @@
 """Give verified files their names.
 
-    directories, parents first > files and symlinks (parallel) > hard links
-    > directories' metadata, children first > fingerprints
+    directories are there > files and symlinks (parallel) > hard links > fingerprints
 
 Each name is put in place by one rename from staging (a directory by mkdir), so each is either
 old or new. Everything can be done again after a crash: a staged file that is gone has been
@@ -22,9 +21,9 @@ from typing import Any
 from tar_like import digest
 from tar_like.database import attach, connect_readonly
 from tar_like.dirfd import Walker
-from tar_like.errors import cause, shown
+from tar_like.errors import shown
 from tar_like.index import Index
-from tar_like.layout import DIRECTORY, HARDLINK, SYMLINK, Entry
+from tar_like.layout import HARDLINK, SYMLINK, Entry
 from tar_like.proxy.assemble import copy_range
 from tar_like.proxy.backup import Backup
 from tar_like.proxy.deletion import IN_THE_WAY, Deletion
@@ -32,14 +31,13 @@ from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import Landed
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.passing import Passing
+from tar_like.proxy.refusal import NO_TIME, Refused, failed, with_time
 from tar_like.proxy.snapshot import base_of
 from tar_like.proxy.staging import Staging
 from tar_like.rules import Rules
 from tar_like.sparse import data_of
 from tar_like.wire import Failure
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
-_NO_TIME = "has a modification time that the destination's filesystem cannot hold"
 _CHANGED = "was changed in the destination during the commit: run it again"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -120,42 +118,6 @@ class Applier:
         self._db: sqlite3.Connection | None = None
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
 
-    def make_directories(self) -> list[Failure]:
-        """Every directory of the index, usable by us until its metadata is set."""
-        failures = []
-        for entry in self._index.of_kind(DIRECTORY):
-            try:
-                if self._kept.passes(entry.id):
-                    continue
-                if entry.path:
-                    self._make_directory(entry)
-                else:
-                    self._open_root()
-            except OSError as error:
-                failures.append(_failed(entry.path, error))
-        return failures
-
-    def _open_root(self) -> None:
-        mode = os.stat(self._walker.root).st_mode
-        if mode & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{self._walker.root}", stat.S_IMODE(mode) | 0o700)
-
-    def _make_directory(self, entry: Entry) -> None:
-        parent, name = self._walker.split(entry.path)
-        try:
-            os.mkdir(name, 0o700, dir_fd=parent)
-            return
-        except FileExistsError:
-            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if not stat.S_ISDIR(st.st_mode):
-            if self._backup is not None:
-                self._backup.move(entry.path)
-            else:
-                os.unlink(name, dir_fd=parent)
-            os.mkdir(name, 0o700, dir_fd=parent)
-        elif st.st_mode & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{self._walker.dirfd(entry.path)}", st.st_mode | 0o700)
-
     def apply_range(self, first: int, stop: int) -> Applied:
         """Files and symlinks with ids in ``[first, stop)``."""
         applied = Applied(count=stop - first)
@@ -165,8 +127,8 @@ class Applier:
                 if not (self._wary and self._passed_now(entry_id)):
                     row = self._put_in_place(entry_id, path, size, mtime, content)
                     applied.landed.append(row)
-            except (_Refused, OSError) as error:
-                applied.failures.append(_failed(path, error))
+            except (Refused, OSError) as error:
+                applied.failures.append(failed(path, error))
         for entry_id in self._unlike(db.execute(_KEPT, (first, stop))):
             kept = Landed(entry_id, *db.execute(_ONE_KEPT, (entry_id,)).fetchone())
             self._apply_kept(applied, self._index.entry(entry_id), kept)
@@ -180,8 +142,8 @@ class Applier:
                 elif row[15] is not None:
                     applied.landed.append(self._apply_bare(entry))
                 # else verification has reported it
-            except (_Refused, OSError) as error:
-                applied.failures.append(_failed(entry.path, error))
+            except (Refused, OSError) as error:
+                applied.failures.append(failed(entry.path, error))
         applied.deleted, self._deleted = self._deleted, 0
         return applied
 
@@ -222,9 +184,9 @@ class Applier:
             applied.landed.append(landed)
             if names > 1:
                 applied.named.append(entry.id)
-        except (_Refused, OSError) as error:
+        except (Refused, OSError) as error:
             applied.lost.append(entry.id)
-            applied.failures.append(_failed(entry.path, error))
+            applied.failures.append(failed(entry.path, error))
 
     def _passed_now(self, entry_id: int) -> bool:
         """Whether a staged file must not take its place any more, by what has come there since."""
@@ -243,7 +205,7 @@ class Applier:
         """A file without bytes to send: empty, or one hole."""
         content = digest.of_zeros(self._algorithm, entry.size)
         if entry.hash and entry.hash != content:
-            raise _Refused("changed", source=True)
+            raise Refused("changed", source=True)
         self._stage_bare(entry)
         return self._put_in_place(entry.id, entry.path, entry.size, entry.mtime, content)
 
@@ -261,9 +223,9 @@ class Applier:
             parent, name = self._walker.split(path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if st.st_mtime_ns != mtime and renamed:
-            raise _Refused(_NO_TIME)
+            raise Refused(NO_TIME)
         if st.st_size != size or st.st_mtime_ns != mtime:
-            raise _Refused("was replaced in the destination during the commit")
+            raise Refused("was replaced in the destination during the commit")
         if not renamed:
             st = self._as_left(self._index.entry(entry_id), content)
         return entry_id, content, st.st_ino, st.st_ctime_ns
@@ -272,7 +234,7 @@ class Applier:
         """A file that was put in place before a crash: is it as we left it still?"""
         parent, name = self._walker.split(entry.path)
         if self._digest_of(name, parent) != content:
-            raise _Refused(_CHANGED)
+            raise Refused(_CHANGED)
         return self._set_metadata(entry)
 
     def _set_metadata(self, entry: Entry) -> os.stat_result:
@@ -281,7 +243,7 @@ class Applier:
         fd = os.open(name, _READ, dir_fd=parent)
         try:
             self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
-            return _with_time(entry, os.fstat(fd))
+            return with_time(entry, os.fstat(fd))
         finally:
             os.close(fd)
 
@@ -328,7 +290,7 @@ class Applier:
         # Another ctime: touched by us before a crash, or by somebody else. The content tells.
         touched = st.st_ctime_ns != kept.ctime and kept.digest != b""
         if not same or (touched and not self._holds(name, parent, kept)):
-            raise _Refused("was changed in the destination during the transfer: run it again")
+            raise Refused("was changed in the destination during the transfer: run it again")
         names = st.st_nlink
         if not self._metadata.matches(entry, st):
             if names > 1:  # the others may be other entries, which have metadata of their own
@@ -351,7 +313,7 @@ class Applier:
         st = os.stat(last, dir_fd=theirs, follow_symlinks=False)
         same = st.st_ino == kept.ino and st.st_size == entry.size
         if not same or (st.st_ctime_ns != kept.ctime and not self._holds(last, theirs, kept)):
-            raise _Refused("was changed in the snapshot before: run it again")
+            raise Refused("was changed in the snapshot before: run it again")
         if not self._metadata.matches(entry, st) or self._index.xattr_names:
             self._copy(entry, theirs, last)
         else:
@@ -376,15 +338,15 @@ class Applier:
                 theirs, last = (self._base or self._walker).split(entry.path)
                 st = self._part(entry, theirs, last, known)
                 applied.landed.append((entry_id, known, st.st_ino, st.st_ctime_ns))
-            except (_Refused, OSError) as error:
+            except (Refused, OSError) as error:
                 applied.lost.append(entry_id)
-                applied.failures.append(_failed(entry.path, error))
+                applied.failures.append(failed(entry.path, error))
         for entry in map(self._index.entry, firsts if self._base is None else ()):
             try:
                 self._set_metadata(entry)
-            except (_Refused, OSError) as error:
+            except (Refused, OSError) as error:
                 applied.lost.append(entry.id)
-                applied.failures.append(_failed(entry.path, error))
+                applied.failures.append(failed(entry.path, error))
         return applied
 
     def _part(self, entry: Entry, theirs: int, last: bytes, known: bytes) -> os.stat_result:
@@ -394,7 +356,7 @@ class Applier:
         # First: whoever changes it while it is read, or later, changes what is taken here, too.
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if known and self._digest_of(name, parent) != known:
-            raise _Refused(_CHANGED)
+            raise Refused(_CHANGED)
         return st
 
     def _copy(self, entry: Entry, theirs: int, last: bytes) -> None:
@@ -437,7 +399,7 @@ class Applier:
             same = False
         if same:
             self._metadata.apply_link(name, parent, entry, xattrs)
-            _with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
+            with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
             return
         staged = Staging.name(entry.id)
         self._unlink_staged(entry.id)
@@ -448,7 +410,7 @@ class Applier:
             os.symlink(entry.target, staged, dir_fd=self._staging.fd)
         self._metadata.apply_link(staged, self._staging.fd, entry, xattrs)
         parent, name = self._rename_over(staged, entry.path)
-        _with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
+        with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
 
     def link_hard_links(self, refused: set[int]) -> Applied:
         """Further names of files: as links to their first name."""
@@ -461,10 +423,10 @@ class Applier:
                     continue
                 if entry.link in refused:
                     text = f"is a hard link to {shown(first.path)}, which did not arrive"
-                    raise _Refused(text, source=True)
+                    raise Refused(text, source=True)
                 self._link(entry, first)
-            except (_Refused, OSError) as error:
-                applied.failures.append(_failed(entry.path, error))
+            except (Refused, OSError) as error:
+                applied.failures.append(failed(entry.path, error))
         applied.deleted, self._deleted = self._deleted, 0
         return applied
 
@@ -492,37 +454,6 @@ class Applier:
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
         same = (st.st_ino, st.st_size) == (ino, entry.size) and self._metadata.matches(entry, st)
         return st.st_ctime_ns if same else None
-
-    def finish_directories(self) -> list[Failure]:
-        """The directories' own metadata, children first."""
-        failures = []
-        for entry in self._index.backwards(DIRECTORY):
-            if self._kept.passes(entry.id):
-                continue
-            try:
-                if self._is_finished(entry):
-                    continue
-                fd = os.open(
-                    b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-                    dir_fd=self._walker.dirfd(entry.path),
-                )  # fmt: skip
-                try:
-                    xattrs = self._index.xattrs(entry.id) if self._index.xattr_names else ()
-                    self._metadata.apply(fd, entry, os.fstat(fd), xattrs)
-                    _with_time(entry, os.fstat(fd))
-                finally:
-                    os.close(fd)
-            except (_Refused, OSError) as error:
-                failures.append(_failed(entry.path, error))
-        return failures
-
-    def _is_finished(self, entry: Entry) -> bool:
-        """Whether a directory is as its entry says, by a look at its name."""
-        if self._index.xattr_names:
-            return False
-        parent, name = self._walker.split(entry.path)
-        st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        return stat.S_ISDIR(st.st_mode) and self._metadata.matches(entry, st)
 
     def _rename_over(self, staged: str, path: bytes) -> tuple[int, bytes]:
         """Give a staged name its place; a directory there gives way if it may.
@@ -554,40 +485,9 @@ class Applier:
                 cleared = deletion.clear(path)
                 self._deleted += deletion.deleted
                 if not cleared:
-                    raise _Refused(IN_THE_WAY) from None
+                    raise Refused(IN_THE_WAY) from None
             os.rmdir(name, dir_fd=parent)
 
     def _unlink_staged(self, entry_id: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(Staging.name(entry_id), dir_fd=self._staging.fd)
-
-
-class _Refused(Exception):
-    """An entry that cannot be put in place; the text says why."""
-
-    def __init__(self, text: str, *, source: bool = False) -> None:
-        super().__init__(text)
-        self.source = source
-        """Whether the source is the reason."""
-
-
-def _with_time(entry: Entry, st: os.stat_result) -> os.stat_result:
-    """What a name is like by now, with the time that it was given. Raises _Refused."""
-    if st.st_mtime_ns != entry.mtime:
-        raise _Refused(_NO_TIME)
-    return st
-
-
-def _failed(path: bytes, error: _Refused | OSError) -> Failure:
-    """What is in the way of one entry. Raises the error where it is in the way of every one."""
-    if isinstance(error, _Refused):
-        return Failure(shown(path), str(error), source=error.source)
-    if error.errno in _OF_THE_DISK:
-        raise error
-    reason = f"cannot be put in place: {cause(error)}"
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        reason = (
-            "cannot be put in place: a directory that is not empty has its name "
-            "(--delete replaces it)"
-        )
-    return Failure(shown(path), reason, source=False)

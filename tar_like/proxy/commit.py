@@ -32,6 +32,7 @@ from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applier
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.deletion import Deletion, reason_to_hold
+from tar_like.proxy.directories import Directories
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
@@ -287,7 +288,8 @@ class _Commit:
 
     def _apply(self, pool: Pool) -> list[Failure]:
         applier = Applier(self._path, self._root)
-        failures = applier.make_directories()
+        directories = Directories(self._path, self._root)
+        failures = directories.make()
         count = self._index.entry_count
         ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))
         landed = _new_database(self._landed(), LANDED)
@@ -314,7 +316,7 @@ class _Commit:
         if self._rules.delete:
             self._delete(failures)
         _refresh_named(applier, landed)
-        failures += applier.finish_directories()
+        failures += directories.finish()
         landed.execute("COMMIT")
         landed.close()
         return failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tar_like.plan import Plan
 from tar_like.proxy import room
 from tar_like.proxy.apply import Applier
 from tar_like.proxy.commit import Outcome
+from tar_like.proxy.directories import Directories
 from tar_like.proxy.server import Receiver, ServerOptions
 from tar_like.proxy.staging import Staging
 from tar_like.wire import Status
@@ -157,9 +159,9 @@ def test_staged_bytes_that_were_damaged_never_get_a_name(source: Path, dest: Pat
     assert_complete(again)
 
 
-@pytest.mark.parametrize("step", ["_put_in_place", "make_directories", "finish_directories"])
+@pytest.mark.parametrize("step", [Applier._put_in_place, Directories.make, Directories.finish])
 def test_a_commit_that_was_cut_short_goes_on(
-    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[..., object]
 ) -> None:
     old = Job(source, dest)
     send(old, *LARGE_ONES, *SMALL_ONES)
@@ -168,16 +170,16 @@ def test_a_commit_that_was_cut_short_goes_on(
     job = Job(source, dest)
     job.send()
     with monkeypatch.context() as patch:
-        whole = getattr(Applier, step)
+        owner = Applier if step is Applier._put_in_place else Directories
         calls: list[object] = []
 
         def die(*args: object) -> object:
             calls.append(args)
-            if len(calls) > (3 if step == "_put_in_place" else 0):
+            if len(calls) > (3 if owner is Applier else 0):
                 raise RuntimeError("cut short")
-            return whole(*args)
+            return step(*args)
 
-        patch.setattr(Applier, step, die)
+        patch.setattr(owner, step.__name__, die)
         assert isinstance(job.commit(), Outcome)
     assert_complete(job)
 
@@ -208,7 +210,7 @@ def test_a_commit_that_had_begun_is_finished_first(
     old = Job(source, dest)
     old.send()
     with monkeypatch.context() as patch:
-        patch.setattr(Applier, "make_directories", lambda _: 1 / 0)
+        patch.setattr(Directories, "make", lambda _: 1 / 0)
         assert isinstance(old.commit(), Outcome)
     change(source)
     supersede(old, dest)

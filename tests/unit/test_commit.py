@@ -13,6 +13,7 @@ import pytest
 from tar_like.errors import IndexInvalid, NotFound, UsageError
 from tar_like.proxy import durable
 from tar_like.proxy.apply import Applied, Applier
+from tar_like.proxy.directories import Directories
 from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.outcome import Outcome, attempt
 from tar_like.proxy.place import Destination
@@ -446,7 +447,7 @@ def test_receipts_lost_after_verification_are_no_loss(
     job = Job(source, dest)
     job.send()
     with monkeypatch.context() as patched:
-        patched.setattr(Applier, "finish_directories", lambda _: (_ for _ in ()).throw(OSError(5)))
+        patched.setattr(Directories, "finish", lambda _: (_ for _ in ()).throw(OSError(5)))
         assert not isinstance(job.commit(), Status)
     assert (job.path / "verified.db").exists()
     for log in (job.path / "receipts").iterdir():
