@@ -31,6 +31,7 @@ from tar_like.proxy.durable import write_all
 from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
+from tar_like.proxy.strays import Stray
 from tar_like.sparse import data_of
 
 _STEP = 8 << 20
@@ -46,8 +47,10 @@ class Task(NamedTuple):
     """Size of the file that lies at its path now; -1 for none."""
     basis: Row | None
     """What the ledger knows of that file."""
+    read: Row | None
+    """That file, as it was read for this transfer."""
     sources: tuple[Row, ...]
-    """Files of the ledger that have the same digest."""
+    """Files that have the same digest, or had it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,7 @@ class Assembler:
         if not wanted:
             return None
         if task.at_size == entry.size:
-            kept = self._keep(entry, task.basis, wanted)
+            kept = self._keep(entry, task, wanted)
             if kept is not None:
                 return Provided(entry_id=entry.id, digest=wanted, kept=kept)
         try:
@@ -156,21 +159,37 @@ class Assembler:
         except OSError:
             return None
 
-    def _keep(self, entry: Entry, basis: Row | None, wanted: bytes) -> Landed | None:
-        """The file at the path, if it has the digest; ``basis`` may know that it has not."""
+    def _keep(self, entry: Entry, task: Task, wanted: bytes) -> Landed | None:
+        """The file at the path, if it has the digest; the task may know that it has not."""
         fd = self._open(entry.path)
         if fd is None:
             return None
         try:
             before = os.fstat(fd)
-            if basis is not None and basis.is_of(before) and basis.digest != wanted:
+            known = [one for one in (task.basis, task.read) if one is not None]
+            if any(one.is_of(before) and one.digest != wanted for one in known):
                 return None
+            if task.read is not None and task.read.is_of(before):
+                return Landed(entry.id, wanted, before.st_ino, before.st_ctime_ns)
             if before.st_size != entry.size or self._digest(fd, entry.size) != wanted:
                 return None
             after = os.fstat(fd)
             if (after.st_ctime_ns, after.st_size) != (before.st_ctime_ns, before.st_size):
                 return None
             return Landed(entry.id, wanted, after.st_ino, after.st_ctime_ns)
+        finally:
+            os.close(fd)
+
+    def read(self, stray: Stray) -> bytes:
+        """The digest of a file; empty when it cannot be read, or is not as it was seen."""
+        fd = self._open(stray.path)
+        if fd is None:
+            return b""
+        try:
+            found = stray.read_as(self._digest(fd, stray.size))
+            return found.digest if found.is_of(os.fstat(fd)) else b""
+        except OSError:
+            return b""
         finally:
             os.close(fd)
 

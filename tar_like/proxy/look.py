@@ -40,10 +40,6 @@ _QUERY = """
 SELECT e.id, CAST(e.path AS BLOB), e.kind, e.size, e.mtime, l.ino, l.ctime
 FROM entry e LEFT JOIN landed l ON l.entry_id = e.id ORDER BY e.id
 """
-_FILES = """
-SELECT e.id, CAST(e.path AS BLOB), 'f', e.size, e.mtime, l.ino, l.ctime
-FROM entry e JOIN landed l ON l.entry_id = e.id ORDER BY e.id
-"""
 TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
 _INSERT = "INSERT INTO touched VALUES (?)"
 
@@ -122,16 +118,18 @@ def is_current(destination: Destination, seen: Seen) -> bool:
     return seen.ledger == _version(destination) and not destination.unfinished()
 
 
-def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> None:
+def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> bool:
     """Fill a temporary table ``touched`` with a ledger's files that are not as it says.
 
+    Returns whether everything is as it says, and there is nothing besides.
     Raises OSError, sqlite3.Error.
     """
     into.execute(TOUCHED.format("TEMP "))
     db = connect_readonly(ledger_path)
     with contextlib.closing(db), Walker(root) as walker:
-        look = _Look(db, walker, same=False)
-        into.executemany(_INSERT, ((number,) for number in look.touched(_FILES)))
+        look = _Look(db, walker, same=True)
+        into.executemany(_INSERT, ((number,) for number in look.touched(_QUERY)))
+        return look.same and not look.extra()
 
 
 def _path(destination: Destination, token: str, kind: str = "json") -> str:

@@ -10,15 +10,16 @@ process must go on answering. It can be killed anywhere and run again; what it h
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import multiprocessing
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tar_like.chunks import SMALLEST_FILE, ChunkList
 from tar_like.dirfd import Walker
@@ -28,24 +29,29 @@ from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
 from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.plan.questions import Answers, Question, Questions, write_questions
 from tar_like.process import start_pool_worker
-from tar_like.proxy import adopt, kept, room, survey
+from tar_like.proxy import adopt, kept, room, strays, survey
 from tar_like.proxy.assemble import Assembler, Provided, Task
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
-from tar_like.proxy.look import find_touched
+from tar_like.proxy.look import find_touched, read_look
 from tar_like.proxy.outcome import PLANNING, attempt, keep_room, write_outcome
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
+from tar_like.proxy.sources import Sources
+from tar_like.proxy.strays import Stray, Strays
 from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
+AHEAD = 4
+"""Such batches that wait for each process: what is to be done may be millions of files."""
 MAX_PADDING = 16
 """Blocks without bytes that a plan may have where files are left out of it."""
-SOURCES = 4
-"""Files with the wanted content that are tried, should the first have been touched."""
+
+Item = TypeVar("Item", Task, Stray)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +199,7 @@ class Planning:
     def _survey(self, folder: str, wish: Wish) -> None:
         temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)
         ledger = "" if wish.checksum else self._basis.ledger
+        touched, alone = self._touched(ledger, wish.look)
         donors = self._destination.donors(self._id)
 
         def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
@@ -202,7 +209,9 @@ class Planning:
             root=self._basis.root,
             plan=plan_of(ledger),
             ledger=ledger,
-            touched=self._touched(ledger, wish.look),
+            touched=touched,
+            alone=alone,
+            strays=wish.ask or self._index.algorithm != "none",
         )
         survey.write_survey(self._index, known, temporary, sift, Rules.read(self._path))
         publish = self._destination.durability.publish
@@ -210,10 +219,13 @@ class Planning:
             publish(adopted, self._file(adopt.NAME))
         publish(temporary, self._file("survey.db"))
 
-    def _touched(self, ledger: str, token: str) -> str:
+    def _touched(self, ledger: str, token: str) -> tuple[str, bool]:
+        """What a look has listed, and whether it saw nothing else."""
         if ledger != self._destination.ledger:
-            return ""  # nobody has looked there
-        return find_touched(self._destination, token)
+            return "", False  # nobody has looked there
+        found = find_touched(self._destination, token)
+        seen = read_look(self._destination, token)
+        return found, bool(found) and seen is not None and seen.same and not seen.extra
 
     def _publish_questions(
         self,
@@ -237,7 +249,19 @@ class Planning:
                 return False
         with _Pool(self._jobs, self._destination, self._path) as pool:
             pool.prepare(self._tasks(wish, known=False))
+            self._read_strays(folder, pool)
         return True
+
+    def _read_strays(self, folder: str, pool: _Pool) -> None:
+        """Publish what strays hold, unless there are none, or it is known."""
+        final, temporary = self._file(strays.NAME), os.path.join(folder, strays.NAME)
+        found = survey.Survey(self._file("survey.db"))
+        try:
+            if found.has_strays and not os.path.exists(final):
+                strays.write_read(temporary, pool.read(found.strays()))
+                self._destination.durability.publish(temporary, final)
+        finally:
+            found.close()
 
     def _ledger(self, wish: Wish) -> str:
         """The ledger whose word is enough for the content of older versions; empty for none.
@@ -256,6 +280,7 @@ class Planning:
             found.copy_kept(db)
             sorter = _Sorter(db)
             with _Pool(self._jobs, self._destination, self._path) as pool:
+                self._read_strays(folder, pool)
                 for provided in pool.assemble(self._tasks(wish, known=True)):
                     sorter.take(provided)
             if sorter.staged:
@@ -284,7 +309,7 @@ class Planning:
 
     def _without_donors(self, folder: str, wish: Wish) -> None:
         self._destination.discard(self._destination.donors_folder(self._id))
-        for name in ("survey.db", "questions.db", "answers.db", adopt.NAME):
+        for name in ("survey.db", "questions.db", "answers.db", strays.NAME, adopt.NAME):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._file(name))
         for name in os.listdir(folder):
@@ -299,18 +324,20 @@ class Planning:
         """Lacking files whose content may be here; ``known``: also those to be looked up."""
         found = survey.Survey(self._file("survey.db"))
         digest_of = self._digest_of()
-        by_digest: dict[bytes, tuple[Row, ...]] = {}
+        read = Strays(self._file(strays.NAME))
+        wanted = map(digest_of, self._entries(found)) if known else ()
+        sources = Sources(read, self._sources(wanted))
         try:
             by_path = self._bases(wish)
-            if known:
-                by_digest = self._sources(map(digest_of, self._entries(found)))
             for entry_id, at_size in found.lacking():
                 entry = self._index.entry(entry_id)
-                same = by_digest.get(digest_of(entry), ())
+                same = sources.of(digest_of(entry)) if known else ()
                 if at_size >= 0 or same:
                     basis = by_path.get(entry.path)
-                    yield Task(entry_id, entry.size, at_size, basis, same)
+                    yield Task(entry_id, entry.size, at_size, basis, read.at(entry_id), same)
         finally:
+            sources.close()
+            read.close()
             found.close()
 
     def _bases(self, wish: Wish) -> dict[bytes, Row]:
@@ -328,17 +355,14 @@ class Planning:
             questions.close()
             ledger.close()
 
-    def _sources(self, digests: Iterable[bytes]) -> dict[bytes, tuple[Row, ...]]:
-        """The ledger's files that have one of these digests; a few of each."""
+    def _sources(self, digests: Iterable[bytes]) -> Iterator[Row]:
+        """The ledger's files that have one of these digests."""
         ledger = Ledger(self._basis.ledger)
-        found: dict[bytes, tuple[Row, ...]] = {}
         try:
             if ledger.algorithm == self._index.digest:
-                for row in ledger.with_digests(filter(None, digests)):
-                    found[row.digest] = (*found.get(row.digest, ()), row)[:SOURCES]
+                yield from ledger.with_digests(filter(None, digests))
         finally:
             ledger.close()
-        return found
 
     def _digest_of(self) -> Callable[[Entry], bytes]:
         """What is known of files' digests: from the index, or from the answers."""
@@ -468,15 +492,20 @@ class _Pool:
         for _ in self._each(_prepare, wanted):
             pass
 
+    def read(self, found: Iterable[Stray]) -> Iterator[tuple[Stray, bytes]]:
+        """Strays and their digests, as far as they can be read."""
+        for some in self._each(_read, found):
+            yield from some
+
     def assemble(self, tasks: Iterable[Task]) -> Iterator[Provided]:
         """What is to be had of files, in any order."""
         for found in self._each(_assemble, tasks):
             yield from found
 
     def _each(
-        self, work: Callable[[Assembler, list[Task]], list[Provided]], tasks: Iterable[Task]
-    ) -> Iterator[list[Provided]]:
-        batches = _batches(tasks)
+        self, work: Callable[[Assembler, list[Item]], list[Result]], items: Iterable[Item]
+    ) -> Iterator[list[Result]]:
+        batches = _batches(items)
         first = list(itertools.islice(batches, 2))
         if self._jobs <= 1 or len(first) < 2:
             if self._own is None:
@@ -489,9 +518,13 @@ class _Pool:
             self._executor = ProcessPoolExecutor(
                 self._jobs, context, _start_worker, (self._make, os.getpid())
             )
-        yield from self._executor.map(
-            functools.partial(_work, work), itertools.chain(first, batches)
-        )
+        waiting: deque[Future[list[Result]]] = deque()
+        for batch in itertools.chain(first, batches):
+            waiting.append(self._executor.submit(_work, work, batch))
+            if len(waiting) > AHEAD * self._jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def __enter__(self) -> _Pool:
         return self
@@ -503,16 +536,16 @@ class _Pool:
             self._executor.shutdown(cancel_futures=True)
 
 
-def _batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """Tasks for one process to do in a row."""
-    batch: list[Task] = []
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Files for one process to work at in a row."""
+    batch: list[Item] = []
     room = BATCH_BYTES
-    for task in tasks:
-        if batch and (room < task.size or len(batch) >= BATCH_FILES):
+    for item in items:
+        if batch and (room < item.size or len(batch) >= BATCH_FILES):
             yield batch
             batch, room = [], BATCH_BYTES
-        batch.append(task)
-        room -= task.size
+        batch.append(item)
+        room -= item.size
     if batch:
         yield batch
 
@@ -521,6 +554,10 @@ def _prepare(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
     for task in tasks:
         assembler.prepare(task)
     return []
+
+
+def _read(assembler: Assembler, found: list[Stray]) -> list[tuple[Stray, bytes]]:
+    return [(one, digest) for one in found if (digest := assembler.read(one))]
 
 
 def _assemble(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
@@ -536,7 +573,5 @@ def _start_worker(make: Callable[[], Assembler], parent: int) -> None:
     _worker = make()
 
 
-def _work(
-    work: Callable[[Assembler, list[Task]], list[Provided]], tasks: list[Task]
-) -> list[Provided]:
-    return work(_worker, tasks)
+def _work(work: Callable[[Assembler, list[Item]], list[Result]], items: list[Item]) -> list[Result]:
+    return work(_worker, items)

@@ -2,10 +2,11 @@
 
     index and ledger, less what was touched > kept            (ledger.Comparison, look)
                                             > lacking, and what lies at its path now
+    files that the ledger does not vouch for > strays, of the sizes that are lacking    (strays)
     lacking files for which there may be local content > questions for the sender
 
     survey.db = landed (what is kept) + lacking(entry_id, size, mtime, hash, at_size, at_mtime)
-              + passed (by the rules) + ledger (the plan that the ledger is of)
+              + passed (by the rules) + ledger (the plan that the ledger is of) + stray
 
 It is written once, when a plan is first asked for; the questions are derived from it, and the
 plan from it and the answers.
@@ -30,6 +31,7 @@ from tar_like.proxy.kept import LEDGER, PASSED
 from tar_like.proxy.ledger import LANDED, Comparison, Ledger
 from tar_like.proxy.look import touched_now
 from tar_like.proxy.passing import Passing
+from tar_like.proxy.strays import STRAY, Stray, Vouched, note_strays
 from tar_like.rules import Rules
 
 TWIN = 64 << 10
@@ -64,8 +66,8 @@ _DIGESTS = """
 WITH asked AS (
   SELECT entry_id, size,
     (at_size = size AND (at_mtime = mtime OR size >= :page))
-    OR EXISTS (SELECT 1 FROM known k WHERE k.size = l.size
-               AND (k.mtime = l.mtime OR l.size >= :page)) AS here
+    OR EXISTS (SELECT 1 FROM known k WHERE k.size = l.size AND k.mtime = l.mtime)
+    OR (size >= :page AND EXISTS (SELECT 1 FROM known k WHERE k.size = l.size)) AS here
   FROM lacking l WHERE size > 0 AND hash = x'')
 SELECT entry_id, NOT here FROM asked
 WHERE here OR (size >= :twin AND size IN (SELECT size FROM lacking WHERE size >= :twin
@@ -90,6 +92,10 @@ class Known:
     """Its path; empty where nothing is to be taken from it."""
     touched: str
     """A file with the ledger's files that a look saw changed; empty where none has looked."""
+    alone: bool
+    """That look saw nothing besides the ledger's files."""
+    strays: bool
+    """Files that the ledger does not vouch for are of use."""
 
 
 def write_survey(
@@ -106,11 +112,11 @@ def write_survey(
     db = _begin(path, index, known)
     try:
         try:
-            _take_kept(db, index, known)
+            vouched = _take_kept(db, index, known)
         except sqlite3.DatabaseError:  # the ledger is damaged: it costs time only
             db.close()
             os.unlink(path)
-            db = _begin(path, index, known)
+            db, vouched = _begin(path, index, known), None
         with Walker(known.root) as walker:
             passed = ((entry_id,) for entry_id in Passing(rules, walker).passed(index))
             db.executemany("INSERT INTO passed VALUES (?)", passed)
@@ -123,6 +129,8 @@ def write_survey(
                 for entry in sift(lacking)
             )
             db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
+        if known.strays and not (vouched is not None and vouched.alone):
+            note_strays(db, known.root, vouched)
         db.execute("COMMIT")
     finally:
         db.close()
@@ -133,25 +141,31 @@ def _begin(path: str, index: Index, known: Known) -> sqlite3.Connection:
     db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA cell_size_check=ON")
     attach(db, index.path, "idx")
-    for table in (LANDED, LACKING, PASSED, LEDGER):
+    for table in (LANDED, LACKING, PASSED, LEDGER, STRAY):
         db.execute(table)
     db.execute("INSERT INTO ledger VALUES (?)", (known.plan,))
     return db
 
 
-def _take_kept(db: sqlite3.Connection, index: Index, known: Known) -> None:
-    """Fill the table ``landed`` with what is kept. Raises OSError, sqlite3.Error."""
+def _take_kept(db: sqlite3.Connection, index: Index, known: Known) -> Vouched | None:
+    """Fill the table ``landed`` with what is kept; returns what need not be read to be known.
+
+    Raises OSError, sqlite3.Error.
+    """
     ledger = Ledger(known.ledger)
     ledger.close()
     if not ledger.algorithm:
-        return
+        return None
     attach(db, known.ledger, "ledger")
     if known.touched:
         attach(db, known.touched, "look")
+        touched, alone = "look.touched", known.alone
     else:
-        touched_now(known.ledger, known.root, db)
-    touched = "look.touched" if known.touched else "temp.touched"
+        touched, alone = "temp.touched", touched_now(known.ledger, known.root, db)
     Comparison(db, index, ledger).take_equal(touched)
+    if ledger.algorithm != index.digest:
+        return None
+    return Vouched(touched=touched, alone=alone)
 
 
 def _but_of_size(
@@ -192,6 +206,7 @@ def questions(survey_path: str, ledger_path: str, algorithm: str) -> Iterator[Qu
             "WITHOUT ROWID"
         )
         _note_known(db, ledger_path, algorithm)
+        db.execute("INSERT OR IGNORE INTO known SELECT size, mtime FROM stray")
         bounds = {"least": chunks.SMALLEST_FILE, "most": chunks.LARGEST_FILE}
         big = db.execute(_CHUNKS, bounds).fetchall()
         asked = {entry_id for entry_id, _ in big}
@@ -224,10 +239,18 @@ class Survey:
     def __init__(self, path: str) -> None:
         self._path = path
         self._db = connect(path, "ro")
+        self.has_strays = self._db.execute("SELECT 1 FROM stray LIMIT 1").fetchone() is not None
 
     def lacking(self) -> Iterable[tuple[int, int]]:
         """(entry id, size of what lies at its path), by entry."""
         return self._db.execute("SELECT entry_id, at_size FROM lacking ORDER BY entry_id")
+
+    def strays(self) -> Iterator[Stray]:
+        """Files that may be what is lacking, by path."""
+        rows = self._db.execute(
+            "SELECT path, size, mtime, ino, ctime, entry_id FROM stray ORDER BY path"
+        )
+        return map(Stray._make, rows)
 
     def copy_kept(self, into: sqlite3.Connection) -> None:
         """Put what is kept, and what is passed over, into the tables of another file."""

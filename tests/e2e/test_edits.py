@@ -62,6 +62,20 @@ class Edited:
             total += min(cost, len(data))
         return total
 
+    def moved_by_hand(self, dst: Path) -> None:
+        """Move a name about below ``dst``, which is as this tree was; its older version is lost."""
+        found = [one for one in dst.rglob("*") if ".tar_like" not in one.parts]
+        folders = [dst, *(one for one in found if one.is_dir() and not one.is_symlink())]
+        if not found:
+            return
+        path, into = self.dice.choice(sorted(found)), self.dice.choice(sorted(folders))
+        if path == into or path in into.parents:
+            return
+        gone = self.root / path.relative_to(dst)
+        for known in [one for one in self._known if one == gone or gone in one.parents]:
+            del self._known[known]
+        path.rename(into / f"by hand {self.dice.randrange(1 << 40)}")
+
     def edit(self) -> None:
         """One edit at random."""
         name = self.dice.choice(sorted(EDITS))
@@ -176,7 +190,7 @@ class Edited:
         os.link(self.one(), self.free())
 
 
-NO_EDITS = {"edit", "one", "folder", "free", "files", "bound", "synced"}
+NO_EDITS = {"edit", "one", "folder", "free", "files", "bound", "synced", "moved_by_hand"}
 EDITS: dict[str, Callable[[Edited], None]] = {
     name: method
     for name, method in vars(Edited).items()
@@ -201,6 +215,24 @@ def test_only_what_was_edited_is_sent(
             tree.edit()
         bound = tree.bound()
         summary = sync(tree.root, dst, "--delete")
+        assert_same(tree.root, dst, xattrs=True)
+        assert summary["bytes_sent"] <= bound
+        tree.synced()
+
+
+@pytest.mark.parametrize("scripts", [4])
+def test_what_others_copied_there_and_moved_about_is_not_sent(
+    work: Path, tree: Edited, dice: random.Random, scripts: int
+) -> None:
+    dst = work / "dst"
+    shutil.copytree(tree.root, dst, symlinks=True)
+    for _ in range(scripts):
+        for _ in range(dice.randrange(1, 8)):
+            tree.edit()
+        for _ in range(dice.randrange(4)):
+            tree.moved_by_hand(dst)
+        bound = tree.bound()
+        summary = sync(tree.root, dst, "--delete", *dice.choice(((), ("--checksum",))))
         assert_same(tree.root, dst, xattrs=True)
         assert summary["bytes_sent"] <= bound
         tree.synced()
