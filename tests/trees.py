@@ -541,6 +541,19 @@ def stamps(root: Path) -> dict[bytes, tuple[int, int, int, int]]:
     return found
 
 
+def tick(folder: Path) -> None:
+    """Wait until what changes in a folder gets another time than what has changed before.
+
+    Kernels before 6.13 have times that stand still for 4 ms, or for 10.
+    """
+    probe = folder / "a-probe-of-the-time"
+    probe.touch()
+    before = probe.stat().st_ctime_ns
+    while probe.stat().st_ctime_ns == before:
+        probe.touch()
+    probe.unlink()
+
+
 def allocated(root: Path, *, records: bool = True) -> int:
     """Bytes on disk below `root` (st_blocks); a name that vanishes meanwhile counts nothing."""
     total = 0

@@ -27,7 +27,7 @@ from tests.processes import free_port
 
 BLOCK = 64 << 10
 MUCH = 4
-"""Blocks; a worker that is stopped still sends one or two."""
+"""Blocks; a worker that is stopped still sends those on their way, which are fewer."""
 
 
 class Redis:
@@ -133,9 +133,9 @@ def at_work(redis: Redis, worker: Job) -> dict[str, Any] | None:
 
 
 def frozen_at_work(redis: Redis, worker: Job, url: str, job: Job) -> dict[str, Any]:
-    """Freeze a worker in the midst of a range, of which much is left; what it says of it.
+    """Freeze a worker in the midst of a range; what it says of it, and how many blocks are `left`.
 
-    It says so a second late: what is left is asked of the receiver at `url`.
+    It says how far it is a second late: what is left is asked of the receiver at `url`.
     """
 
     def frozen() -> dict[str, Any] | None:
@@ -143,8 +143,9 @@ def frozen_at_work(redis: Redis, worker: Job, url: str, job: Job) -> dict[str, A
         if held is None or left(url, held) < 2 * MUCH:
             return None
         worker.freeze()
-        if left(url, held) >= MUCH:
-            return held
+        count = left(url, held)
+        if count >= MUCH:
+            return held | {"left": count}
         worker.thaw()
         return None
 

@@ -20,6 +20,7 @@ import pytest
 from tests.e2e.harness import Job, Proxy, assert_tidy, index, payload, run, wait_for
 from tests.fanout.harness import (
     BLOCK,
+    MUCH,
     Redis,
     Worker,
     at_work,
@@ -309,7 +310,7 @@ def test_a_worker_that_is_asked_to_stop_hands_back_its_range(
             worker.process.terminate()
             worker.thaw()
             worker.end().verify(0)
-        assert left(proxy.url, held), "it sent its range to the end"
+        assert left(proxy.url, held) > held["left"] - MUCH, "it went on with its range"
         assert records(redis) == []
         unleash(redis, transfer)
         with workers(redis, work, 1):

@@ -10,7 +10,7 @@ import pytest
 
 from tar_like.codec import CHANGED, Body, Omission
 from tar_like.errors import BlockInvalid, Conflict, NoSpace, NotFound, ReceiverFailed
-from tar_like.proxy import durable
+from tar_like.proxy import durable, intake
 from tar_like.proxy.direct import Direct
 from tar_like.proxy.staging import Staging
 from tar_like.proxy.transfer import Transfer
@@ -36,7 +36,9 @@ def job(work: Path) -> Iterator[Job]:
 
 
 @pytest.fixture
-def direct(job: Job) -> Iterator[Direct]:
+def direct(job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterator[Direct]:
+    """Without a checkpoint of its own accord, however long a test takes."""
+    monkeypatch.setattr(intake, "CHECKPOINT_SECONDS", 1e6)
     made = Direct(job.destination)
     yield made
     made.close()
@@ -101,7 +103,7 @@ def test_a_block_of_another_plan_or_transfer_is_refused(job: Job, direct: Direct
 def test_receipts_become_durable_while_blocks_are_taken(
     job: Job, direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tar_like.proxy.intake.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(intake, "CHECKPOINT_SECONDS", 0.0)
     take(direct, job, 0)
     wait_for("a checkpoint", lambda: job.transfer.status().durable == 1)
 

@@ -190,6 +190,7 @@ def test_a_file_with_its_old_size_and_time_but_other_bytes_is_read(
 ) -> None:
     db = tmp_path / "index.db"
     build(tree, db)
+    trees.tick(tmp_path)
     before = (tree / "a").stat()
     (tree / "a").write_bytes(b"x" * before.st_size)
     os.utime(tree / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
