@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -13,16 +12,24 @@ _held: list[socket.socket] = []
 
 
 def group(leader: int) -> list[int]:
-    """The living processes of a group. One whose threads still end lives: it may hold locks."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                threads = int(fields[17])  # a first thread may be a zombie before the others are
-                if int(fields[2]) == leader and (fields[0] != "Z" or threads > 1):
-                    found.append(int(name))
-    return found
+    """The living processes of a group."""
+    numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in numbers if (found := _group_of(pid)) is not None and found == leader]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for whoever is to hear of its end."""
+    return _group_of(pid) is None
+
+
+def _group_of(pid: int) -> int | None:
+    """The group of a living process (proc(5)). One whose threads still end may hold locks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    threads = int(fields[17])  # a first thread may be a zombie before the others are
+    return int(fields[2]) if fields[0] not in "ZX" or threads > 1 else None
 
 
 def free_port() -> int:

@@ -76,7 +76,7 @@ class Kills:
         ]
         chosen = every if count >= len(every) else self._dice.sample(every, count)
         killed = sum(self._one(*each) for each in chosen)
-        if killed < len(chosen) * 0.9:
+        if killed < int(len(chosen) * 0.9):
             raise Broken(f"only {killed} of {len(chosen)} were killed: it shows nothing")
         return {"calls": len(every), "tried": len(chosen), "killed": killed}
 

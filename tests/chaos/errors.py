@@ -61,7 +61,7 @@ def run(count: int, dice: random.Random) -> dict[str, object]:
     if broken:
         raise Broken(f"{len(broken)} of {len(chosen)}:\n" + "\n".join(broken))
     met = sum(tally.met for tally in tallies)
-    if met < len(chosen) * 0.98:
+    if met < int(len(chosen) * 0.98):
         raise Broken(f"only {met} of {len(chosen)} calls came that were to fail: it shows little")
     return {"calls": len(every), "tried": len(chosen), "met": met,
             "stopped_the_work": sum(tally.stopped for tally in tallies),

@@ -343,4 +343,4 @@ def unmount(where: object) -> None:
         done = subprocess.run(["umount", str(where)], capture_output=True, text=True, check=False)
         return done.returncode == 0
 
-    wait_for(f"{where} to be unmounted", tried, seconds=30)
+    wait_for(f"{where} to be unmounted", tried)

@@ -35,7 +35,7 @@ from tests.fanout.harness import (
     upload_job,
     workers,
 )
-from tests.processes import free_port
+from tests.processes import ended, free_port
 from tests.trees import assert_same, build
 
 REDISPATCH = 45.0
@@ -267,6 +267,7 @@ def test_detached(work: Path, src: Path, db: Path, redis: Redis) -> None:
             return [row["state"] for row in rows if row["id"] == transfer] == ["complete"]
 
         wait_for("the background to finish", complete)
+        wait_for("its end", lambda: ended(started["pid"]))
     assert_same(src, dst)
 
 
@@ -284,7 +285,7 @@ def test_a_detached_command_that_dies_is_run_again(
         started = run(*words, "--detach", "--limit", "400K", env=env).summary
         wait_for("blocks", lambda: (state := proxy.blocks(transfer)) and state.received > 20)
         os.kill(started["pid"], signal.SIGKILL)
-        wait_for("its end", lambda: not Path(f"/proc/{started['pid']}").exists())
+        wait_for("its end", lambda: ended(started["pid"]))
         records_of_it = f"tar-like:transfer:{transfer}"
         news = json.loads(redis.client.get(records_of_it))
         redis.client.set(records_of_it, json.dumps(news | {"updated": news["updated"] - 60}))
