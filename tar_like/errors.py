@@ -179,6 +179,17 @@ def shown(path: bytes) -> str:
     return "".join(map(_shown_character, path.decode("utf-8", "surrogateescape")))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts.
+
+    >>> counted(1, "block"), counted(2, "entry")
+    ('1 block', '2 entries')
+    """
+    if number != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun}"
+
+
 def line(text: str) -> str:
     """A text that others may have written, as one line that no terminal obeys.
 

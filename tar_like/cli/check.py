@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tar_like import config
 from tar_like.cli.output import Output
-from tar_like.errors import UsageError
+from tar_like.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from tar_like.check import Difference
@@ -87,9 +87,9 @@ def run(options: argparse.Namespace, output: Output) -> int:
             found.append(_told(item, output))
     source.close()
     if found:
-        output.error(f"{len(found)} differences in {checked} entries.")
+        output.error(f"{counted(len(found), 'difference')} in {counted(checked, 'entry')}.")
     else:
-        output.say(f"{checked} entries are as the index says.")
+        output.say(f"{counted(checked, 'entry')} compared: all is as the index says.")
     return output.finish({"checked": checked, "differences": found}, DIFFERENT if found else OK)
 
 
@@ -129,11 +129,11 @@ def _against(options: argparse.Namespace, output: Output) -> int:
     remote.close()
     local.close()
     if unverified:
-        output.say(f"Of {len(unverified)} objects only the size could be compared:")
+        output.say(f"Only the size could be compared of {counted(len(unverified), 'object')}:")
         output.listed(unverified)
     if found:
-        output.error(f"{len(found)} differences in {checked} entries.")
+        output.error(f"{counted(len(found), 'difference')} in {counted(checked, 'entry')}.")
     else:
-        output.say(f"{checked} entries are as the bucket says.")
+        output.say(f"{counted(checked, 'entry')} compared: all is as the bucket says.")
     values = {"checked": checked, "differences": found, "unverified": unverified}
     return output.finish(values, DIFFERENT if found else OK)

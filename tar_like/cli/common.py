@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tar_like import config
 from tar_like.cli.output import Output, size
-from tar_like.errors import FAILURE, INTERRUPTED, OK, SOURCE_TROUBLE, UsageError
+from tar_like.errors import FAILURE, INTERRUPTED, OK, SOURCE_TROUBLE, UsageError, counted
 from tar_like.source import Begins, Source, Wanted, open_source
 from tar_like.source.filters import make_filter
 
@@ -149,7 +149,10 @@ def scanning(url: str, s3: config.S3Settings, what: Wanted) -> Iterator[Source]:
 
 def say_scanned(summary: BuildSummary, output: Output) -> None:
     """What a scan found."""
-    text = f"{summary.entries} entries, {summary.files} files, {size(summary.bytes)}"
+    text = (
+        f"{counted(summary.entries, 'entry')}, {counted(summary.files, 'file')}, "
+        f"{size(summary.bytes)}"
+    )
     if summary.special:
         text += f"; {summary.special} FIFOs, sockets or devices skipped"
     output.say(text + ".")
@@ -202,7 +205,7 @@ def report_upload(summary: Any, output: Output) -> int:
     if len(summary.errors) > 10:
         output.error(f"and {len(summary.errors) - 10} more errors like these.")
     if summary.failures:
-        output.error(f"{len(summary.failures)} entries are not in place as they should be:")
+        output.error(f"{counted(len(summary.failures), 'entry')} not in place as they should be:")
         output.listed([f"{failure.path}: {failure.reason}" for failure in summary.failures])
     if summary.held:
         output.error(f"Nothing was deleted: {summary.held} (--ignore-errors deletes all the same).")
@@ -211,11 +214,12 @@ def report_upload(summary: Any, output: Output) -> int:
     elif summary.errors:
         output.error("Not complete: run the same command again to go on.")
     elif summary.state == "complete":
+        done = "Complete and verified" if not summary.failures else "All others are in place"
+        deleted = f"{counted(summary.deleted, 'name')} deleted, " if summary.deleted else ""
+        passed = f"{summary.passed} passed over, " if summary.passed else ""
         output.say(
-            f"{'Complete and verified' if not summary.failures else 'All others are in place'}: "
-            f"{f'{summary.deleted} names deleted, ' if summary.deleted else ''}"
-            f"{f'{summary.passed} passed over, ' if summary.passed else ''}"
-            f"{size(summary.bytes_sent)} in {summary.blocks_sent} blocks, "
+            f"{done}: {deleted}{passed}"
+            f"{size(summary.bytes_sent)} in {counted(summary.blocks_sent, 'block')}, "
             f"{size(summary.wire_bytes)} on the wire, {output.seconds:.1f} s."
         )
     else:

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
 def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Output) -> int:
     from tar_like import digest
     from tar_like.cli.common import say_scanned
-    from tar_like.errors import OK, SOURCE_TROUBLE, shown
+    from tar_like.errors import OK, SOURCE_TROUBLE, counted, shown
     from tar_like.index import BuildOptions, Index, build_index
     from tar_like.index.build import NO_HASH
 
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
                 for row in index.skipped()
                 if row.kind != "special"
             ]
-        output.error(f"{len(failures)} entries could not be read:")
+        output.error(f"{counted(len(failures), 'entry')} could not be read:")
         output.listed([f"{one['path']}: {one['reason']}" for one in failures])
     values = {**dataclasses.asdict(summary), "skipped": summary.special, "failures": failures}
     return output.finish(values, SOURCE_TROUBLE if failures else OK)

@@ -24,7 +24,7 @@ from dataclasses import replace
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import attach, connect, scratch
 from tar_like.dirfd import open_file
-from tar_like.errors import Conflict, shown
+from tar_like.errors import Conflict, counted, shown
 from tar_like.index import Index
 from tar_like.layout import FILE
 from tar_like.plan import Plan
@@ -325,7 +325,7 @@ class _Commit:
         """Remove what the index lacks; nothing unless all else went well."""
         self._held = reason_to_hold(self._index, self._rules)
         if failures and not self._held and not self._rules.ignore_errors:
-            self._held = f"{len(failures)} entries are not in place"
+            self._held = f"{counted(len(failures), 'entry')} could not be put in place"
         if self._held:
             return
         spared = self._destination.snapshots()

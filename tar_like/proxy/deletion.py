@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tar_like.database import temporary
 from tar_like.dirfd import Walker, mount_of
-from tar_like.errors import cause, shown
+from tar_like.errors import cause, counted, shown
 from tar_like.index import Index
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy.backup import Backup
@@ -192,7 +192,7 @@ def reason_to_hold(index: Index, rules: Rules) -> str:
     unread = index.skipped_count("unreadable")
     if not unread or rules.ignore_errors:
         return ""
-    return f"{unread} names of the source could not be read"
+    return f"{counted(unread, 'name')} of the source could not be read"
 
 
 class Deletion:

@@ -24,6 +24,7 @@ from tar_like.errors import (
     TarLikeError,
     Unauthorized,
     UsageError,
+    counted,
     shown,
 )
 from tar_like.index import Index
@@ -224,7 +225,7 @@ class Upload:
     def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:
         """Say what the receiver wants to know of files that it may have in part."""
         self._progress.say(
-            f"Looking at {count} files that the receiver may have, or that may be the same."
+            f"Looking at what the receiver may have, or may be the same: {counted(count, 'file')}."
         )
         asked, said = os.path.join(folder, "questions.db"), os.path.join(folder, "answers.db")
         client.fetch(index.id, "questions", asked)

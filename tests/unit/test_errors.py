@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tar_like import errors
-from tar_like.errors import TarLikeError, cause, line, shown
+from tar_like.errors import TarLikeError, cause, counted, line, shown
 
 PATHS = st.one_of(
     st.binary(max_size=12),
@@ -91,3 +91,11 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
 def test_a_cause_is_the_operating_systems_words() -> None:
     assert cause(OSError(errno.ENOSPC, "whatever", "name")) == "No space left on device"
     assert cause(OSError("only a text")) == "only a text"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(0, "block", "0 blocks"), (1, "entry", "1 entry"), (2, "entry", "2 entries")],
+)
+def test_what_is_counted(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
