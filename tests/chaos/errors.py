@@ -1,5 +1,5 @@
-"""EIO at every I/O call of an offer, questions, answers, plans, a block with its checkpoint, and
-commits; ENOSPC at every call that writes; and writes that are all short.
+"""EIO at every I/O call of an offer, questions, answers, plans, a block with its checkpoint,
+commits, a look and an expiry; ENOSPC at every call that writes; and writes that are all short.
 
     then: what was acknowledged has a receipt and is staged as sent; nothing is called durable or
     complete of which a sync failed; the error is one of ours; the same again completes
@@ -7,6 +7,7 @@ commits; ENOSPC at every call that writes; and writes that are all short.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -21,18 +22,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tar_like.database import connect_readonly
 from tar_like.errors import TarLikeError
 from tar_like.proxy.commit import run_commit
+from tar_like.proxy.expire import expire
+from tar_like.proxy.look import begin as begin_look
+from tar_like.proxy.look import find_touched, read_look, run_look
 from tar_like.proxy.outcome import COMMIT, read_outcome
 from tar_like.proxy.receipts import Receipts
 from tests.chaos import scene
 from tests.chaos.scene import Broken
-from tests.chaos.scenery import Found, Scenery
+from tests.chaos.scenery import Adopted, Found, Scenery, Snapshots
 from tests.chaos.traced import READS, WRITES, Hit, Traced, traced
 from tests.trees import remove
 from tests.unit.receiver import Job
 
-DONE = {"negotiated", "durable", "complete 0", "asked"}
+DONE = {"negotiated", "durable", "complete 0", "asked", "looked", "expired"}
 """What a work says last, where nothing stopped it."""
 OURS = (OSError, sqlite3.Error, TarLikeError)
 """Errors that a work may end with."""
@@ -182,6 +187,46 @@ def _plan(scenery: Found, job: Job, say: Say) -> None:
     say("negotiated")
 
 
+def _given(scenery: Adopted) -> Job:
+    return scenery.offered(old=True)
+
+
+def _negotiate(scenery: Scenery, job: Job, say: Say) -> None:
+    scenery.negotiate(job)
+    say("negotiated")
+
+
+def _touched(scenery: Scenery) -> Job:
+    job = scenery.offered(old=True)
+    os.utime(scenery.dest / scenery.kept, ns=(0, 0))
+    return job
+
+
+def _look(scenery: Scenery, job: Job, say: Say) -> None:
+    begun = begin_look(job.destination)
+    run_look(job.destination, begun.token)
+    seen = read_look(job.destination, begun.token)
+    if seen is not None and seen.same:
+        raise Broken("it was called unchanged, and was touched")
+    if touched := find_touched(job.destination, begun.token):
+        with contextlib.closing(connect_readonly(touched)) as found:
+            if not found.execute("SELECT count(*) FROM touched").fetchone()[0]:
+                raise Broken("what was touched was not seen")
+    say("looked")
+
+
+def _abandoned(scenery: Scenery) -> Job:
+    job = _sent_over(scenery)
+    for path in (job.path, *job.path.rglob("*")):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    return job
+
+
+def _expire(_: Scenery, job: Job, say: Say) -> None:
+    expire(job.destination, 3600.0)
+    say("expired")
+
+
 WORKS = (
     Work("offer", Scenery, _not_offered, _offer),
     Work("put", Scenery, _made, _put),
@@ -190,6 +235,11 @@ WORKS = (
     Work("questions", Found, _offered, _ask),
     Work("answers and a plan", Found, _asked, _plan),
     Work("commit of what was found", Found, _sent_over, _commit),
+    Work("plan with what was staged before", Adopted, _given, _negotiate),
+    Work("commit with what was staged before", Adopted, _sent_over, _commit),
+    Work("commit of a snapshot", Snapshots, _sent_over, _commit),
+    Work("look", Scenery, _touched, _look),
+    Work("expiry", Scenery, _abandoned, _expire),
 )
 
 
@@ -218,14 +268,15 @@ class Errors:
         folder.mkdir()
         self._dice = dice
         self._log = folder / "log"
-        self._plain, self._found = Scenery(folder / "a", dice), Found(folder / "b", dice)
-        for scenery in (self._plain, self._found):  # imports what is imported late
+        kinds = (Scenery, Found, Adopted, Snapshots)
+        self._sceneries = {kind: kind(folder / kind.__name__, dice) for kind in kinds}
+        for scenery in self._sceneries.values():  # imports what is imported late
             scenery.offered(old=True).close()
             scenery.again()
         self.tally = Tally()
 
     def _scenery(self, work: Work) -> Scenery:
-        return self._found if work.scenery is Found else self._plain
+        return self._sceneries[work.scenery]
 
     def every(self) -> list[Fault]:
         """Every fault that there can be."""
@@ -317,7 +368,7 @@ class Errors:
                 raise Broken("a sync failed, and what it would have covered is trusted")
         elif "received" in said and not receipts.received:
             raise Broken("a block was acknowledged, and has no receipt")
-        scene.staged_as_sent(folder, receipts.blocks(), scenery.source, scenery.dest)
+        scene.staged_as_sent(folder, receipts.blocks(), scenery.source, scenery.root(folder))
 
     def short(self) -> None:
         """Transfers whose every write is cut short."""
@@ -327,7 +378,7 @@ class Errors:
             view = memoryview(data).cast("B")
             return view[: self._dice.randint(1, max(1, len(view)))]
 
-        for scenery in (self._plain, self._found):
+        for scenery in self._sceneries.values():
             job = scenery.prepared(old=True)
             with (
                 mock.patch.object(os, "pwrite", lambda fd, data, at: pwrite(fd, part(data), at)),
@@ -338,4 +389,5 @@ class Errors:
             if failures:
                 raise Broken(f"short writes: {failures}")
             scenery.same()
-        scene.same(self._plain.source, self._plain.dest)
+        plain = self._sceneries[Scenery]
+        scene.same(plain.source, plain.dest)

@@ -1,6 +1,8 @@
 """A tree that is to come over an older one, again and again, for what one call more or less does.
 
 Scenery    blocks of 16 KiB; what is new, other, or of another kind, and what is kept
+Snapshots  the same as two snapshots, of which the second shares with the first
+Adopted    over nothing, but the older one was sent as far as its commit
 Found      --delete --backup-dir; a changed large file, a moved one, two that are the same:
            the receiver asks, and assembles what it can from what it has
 """
@@ -11,6 +13,7 @@ import contextlib
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tar_like.index import Index
@@ -22,7 +25,7 @@ from tar_like.upload.answer import Answering
 from tar_like.wire import Status
 from tests.chaos import scene
 from tests.chaos.scene import Broken
-from tests.trees import differences, look, remove, visible_files
+from tests.trees import Node, differences, look, remove, visible_files
 from tests.unit.receiver import Job
 
 
@@ -30,7 +33,9 @@ class Scenery:
     """A tree, an older one, and a destination that is made anew each time."""
 
     block_size = 16384
-    rules = Rules()
+    kept = "d1/deep/f1"
+    """A file that is the same in both."""
+    rules = first_rules = Rules()
 
     def __init__(self, work: Path, dice: random.Random) -> None:
         """``work`` is a folder, or will be one."""
@@ -69,10 +74,15 @@ class Scenery:
             remove(self.dest)
         self.dest.mkdir()
         if old:
-            before = self._job(self.old, negotiate=True)
+            before = self._job(self.old, negotiate=False)
+            before.transfer.negotiate(self.block_size, self.first_rules)
             before.complete()
             before.close()
         return self._job(self.source, negotiate=False)
+
+    def root(self, transfer: Path) -> Path:
+        """Where what a transfer commits gets its names; given the transfer's folder."""
+        return self.dest
 
     def prepared(self, *, old: bool) -> Job:
         """A transfer that was negotiated, of the new tree over nothing or over the old one."""
@@ -113,6 +123,68 @@ class Scenery:
         """By our own eye, which is ten times as fast as rsync's."""
         if lines := differences(self.wanted, look(self.dest, xattrs=True)):
             raise Broken(f"the destination differs: {lines[:20]}")
+
+
+class Snapshots(Scenery):
+    """Two snapshots, of which the second shares with the first."""
+
+    first_rules = Rules(snapshot="old")
+
+    def __init__(self, work: Path, dice: random.Random) -> None:
+        super().__init__(work, dice)
+        new, old = self.allowed
+        self.allowed = [_below("new", new), _below("old", old), _below("newer", new)]
+        self._first = look(self.old, xattrs=True)
+
+    def offered(self, *, old: bool) -> Job:
+        self.rules = Rules(snapshot="new")
+        return super().offered(old=old)
+
+    def root(self, transfer: Path) -> Path:
+        tree = transfer / "tree"
+        return tree if tree.exists() else self.dest / self.rules.snapshot
+
+    def again(self) -> None:
+        """One that was completed has its name, with what failed in it or not: the next is whole."""
+        if not any((self.dest / ".tar_like/transfers").iterdir()) and self._current() == "new":
+            self.rules = Rules(snapshot="newer")
+        super().again()
+
+    def _current(self) -> str:
+        return os.readlink(self.dest / "current")
+
+    def no_partial_files(self) -> None:
+        super().no_partial_files()
+        if lines := differences(self._first, self._snapshot("old")):
+            raise Broken(f"the snapshot before is another: {lines[:20]}")
+
+    def _snapshot(self, name: str) -> dict[bytes, Node]:
+        """Names that a file has in other snapshots do not count."""
+        found = look(self.dest / name, xattrs=True)
+        return {path: replace(node, outside=0) for path, node in found.items()}
+
+    def same(self) -> None:
+        if self._current() != self.rules.snapshot:
+            raise Broken(f"current is {self._current()} instead of {self.rules.snapshot}")
+        if lines := differences(self.wanted, self._snapshot(self.rules.snapshot)):
+            raise Broken(f"the snapshot differs: {lines[:20]}")
+
+
+def _below(name: str, tree: dict[bytes, str]) -> dict[bytes, str]:
+    return {f"{name}/".encode() + path: sum_ for path, sum_ in tree.items()}
+
+
+class Adopted(Scenery):
+    """The older tree was sent, and not committed: a newer transfer has what it staged."""
+
+    def offered(self, *, old: bool) -> Job:
+        job = super().offered(old=False)
+        if old:
+            before = self._job(self.old, negotiate=True)
+            before.send()
+            before.close()
+            job.destination.give(before.transfer.path, job.id)
+        return job
 
 
 class Found(Scenery):
