@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from tests.processes import free_port
 from tests.trees import assert_same, build
 
 BLOCK = 4096
+UNHURRIED = ("-s", BLOCK, "-p", 4, "--limit", "3M", "--json")
+"""So that a transfer is met half way, however late one looks."""
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def writers(dst: Path, transfer: str) -> int:
 
 def uploading(src: Path, db: Path, balancer: Balancer) -> Job:
     """An upload through TLS, in small blocks."""
-    options = ("-b", src, "-db", db, "-u", balancer.https, "-s", BLOCK, "-p", 4, "--json")
+    options = ("-b", src, "-db", db, "-u", balancer.https, *UNHURRIED)
     return Job("upload", *options, env=balancer.trust)
 
 
@@ -175,12 +176,13 @@ def test_a_receiver_that_hangs_is_left_and_does_no_harm_when_it_wakes(
         uploading(src, db, balancer) as job,
     ):
         met_at(job, two, transfer, dice.uniform(0.05, 0.6))
-        os.killpg(one.process.pid, signal.SIGSTOP)
+        one.freeze()
         try:
             complete(job)
             assert_same(src, dst)
+            wait_for("it to be missed", lambda: "proxy1 is DOWN" in balancer.log())
         finally:
-            os.killpg(one.process.pid, signal.SIGCONT)
+            one.thaw()
         wait_for("it to be up again", lambda: "proxy1 is UP" in balancer.log())
         assert_same(src, dst)
     assert_same(src, dst)
@@ -217,7 +219,7 @@ def test_several_receivers_directly(work: Path, src: Path, how: str) -> None:
     proxies = several(dst, how)()
     try:
         urls = [part for proxy in proxies for part in ("-u", proxy.url)]
-        with Job("upload", "-b", src, "-db", db, *urls, "-s", BLOCK, "-p", 4, "--json") as job:
+        with Job("upload", "-b", src, "-db", db, *urls, *UNHURRIED) as job:
             wait_for(  # which process of one proxy takes a connection is the kernel's choice
                 "receipts",
                 lambda: writers(dst, transfer) >= len(proxies),
@@ -244,7 +246,7 @@ def test_one_of_two_named_receivers_is_killed_and_the_other_goes_on(
     with Proxy(dst, "--processes", 1) as one, Proxy(dst, "--processes", 1) as two:
         proxies = [one, two]
         urls = ("-u", one.url, "-u", two.url)
-        with Job("upload", "-b", src, "-db", db, *urls, "-s", BLOCK, "-p", 4, "--json") as job:
+        with Job("upload", "-b", src, "-db", db, *urls, *UNHURRIED) as job:
             met_at(job, proxies[1 - victim], transfer, dice.uniform(0.05, 0.6))
             proxies[victim].kill()
             complete(job)
