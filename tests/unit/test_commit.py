@@ -230,7 +230,7 @@ def test_what_lies_behind_a_symlink_is_not_kept(source: Path, dest: Path, work: 
     sync(source, dest)
     (dest / "d").rename(work / "moved")
     (dest / "d").symlink_to(work / "moved")
-    assert resend(source, dest) == len("small") + 256 * 64
+    assert resend(source, dest) == 256 * 64  # "small" has another name in DEST
     os.utime(dest, ns=(0, source.stat().st_mtime_ns))
     assert_same(source, dest)
 
