@@ -238,12 +238,15 @@ def report_rehearsal(rehearsal: Any, output: Output) -> int:
     output.listed([f"{failure.path}: {failure.reason}" for failure in rehearsal.failures])
     if rehearsal.held:
         output.error(f"Nothing would be deleted: {rehearsal.held}.")
+    count = rehearsal.counts
     output.say(
-        f"Would send {size(rehearsal.bytes_to_send)} of {rehearsal.files_to_send} files, make "
-        f"{len(rehearsal.local)} from what is there, and delete {len(rehearsal.delete)} names. "
-        "Nothing was changed."
+        f"Would send {size(rehearsal.bytes_to_send)} of {count['send']} files, make "
+        f"{count['local']} from what is there, make {count['folders']} folders, "
+        f"{count['symlinks']} symlinks and {count['links']} hard links, set the metadata of "
+        f"{count['metadata']} names, and delete {count['delete']} names. Nothing was changed."
     )
-    return output.finish(asdict(rehearsal), code)
+    rest = {"held": rehearsal.held, "failures": list(map(asdict, rehearsal.failures))}
+    return output.finish({**rehearsal.sums(), **rehearsal.lists(), **rest}, code)
 
 
 def _exit_code(summary: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tar_like.errors import line
@@ -74,13 +75,15 @@ class Output:
             sys.stdout.flush()
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> int:
-        """The end: the summary as JSON if that was asked for. Returns the exit code."""
+        """The end: the summary as JSON if that was asked for. Returns the exit code.
+
+        A value that is an iterator becomes an array, written as it is gone over.
+        """
         self.end_progress()
         if self._json:
-            import json
-
             head = {"command": self.command, "exit_code": exit_code, "seconds": self.seconds}
-            print(json.dumps({**head, **summary}))
+            for part in _json({**head, **summary}):
+                sys.stdout.write(part)
         return exit_code
 
     @property
@@ -92,6 +95,25 @@ class Output:
         if self._bar is not None:
             self._bar.clear()
         print(line(text), file=sys.stderr, flush=True)  # others may have had a word in it
+
+
+def _json(values: dict[str, Any]) -> Iterator[str]:
+    """An object as a line of JSON, in parts."""
+    import json
+
+    before = "{"
+    for key, value in values.items():
+        yield f"{before}{json.dumps(key)}: "
+        if isinstance(value, Iterator):
+            comma = "["
+            for one in value:
+                yield comma + json.dumps(one)
+                comma = ", "
+            yield "[]" if comma == "[" else "]"
+        else:
+            yield json.dumps(value)
+        before = ", "
+    yield "}\n"
 
 
 def size(count: int) -> str:

@@ -18,7 +18,7 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "-n", "--dry-run", action="store_true",
-        help="only say what would be sent, made from what is there, and deleted",
+        help="only say what would be sent, made, linked, set and deleted",
     )  # fmt: skip
     group.add_argument(
         "--snapshot", metavar="NAME", default="",

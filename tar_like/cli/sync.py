@@ -246,7 +246,8 @@ def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) 
     from tar_like.upload.run import Upload
 
     if options.dry_run:
-        return report_rehearsal(Upload(upload, output).rehearse(), output)
+        with closing(Upload(upload, output).rehearse()) as rehearsal:
+            return report_rehearsal(rehearsal, output)
     run = Upload(upload, output, fanout.dispatcher(options, upload))
     with first_interrupt(run.stop, output):
         summary = run.run()

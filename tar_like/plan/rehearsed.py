@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 from tar_like.database import connect_readonly
 from tar_like.errors import IndexInvalid
+
+
+class Change(enum.IntFlag):
+    """What of a name would be set, besides its content."""
+
+    MODE = 1
+    MTIME = 2
+    OWNER = 4
+    XATTRS = 8
 
 
 class Rehearsed:
@@ -27,6 +37,23 @@ class Rehearsed:
     def passed(self) -> Iterator[int]:
         """Entries that are passed over."""
         return (row[0] for row in self._rows("SELECT entry_id FROM passed ORDER BY 1"))
+
+    def folders(self) -> Iterator[int]:
+        """Directories to be made."""
+        return (row[0] for row in self._rows("SELECT entry_id FROM folder ORDER BY 1"))
+
+    def symlinks(self) -> Iterator[int]:
+        """Symlinks to be made, or to be made anew."""
+        return (row[0] for row in self._rows("SELECT entry_id FROM symlink ORDER BY 1"))
+
+    def links(self) -> Iterator[int]:
+        """Further names of files to be made, or to be made anew."""
+        return (row[0] for row in self._rows("SELECT entry_id FROM link ORDER BY 1"))
+
+    def changed(self) -> Iterator[tuple[int, Change]]:
+        """Entries of which nothing but this is to be set."""
+        query = "SELECT entry_id, CAST(what AS INTEGER) & 15 FROM changed ORDER BY 1"
+        return ((entry_id, Change(what)) for entry_id, what in self._rows(query))
 
     def extra(self) -> Iterator[bytes]:
         """Paths to be deleted, in canonical order."""

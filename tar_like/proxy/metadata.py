@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tar_like.layout import SYMLINK, Entry
+from tar_like.plan.rehearsed import Change
 
 ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
@@ -34,6 +35,25 @@ class Metadata:
             and (entry.kind == SYMLINK or stat.S_IMODE(st.st_mode) == entry.mode)
             and self._owner(entry, st) is None
         )
+
+    def differences(
+        self,
+        entry: Entry,
+        st: os.stat_result,
+        path: bytes = b"",
+        xattrs: Sequence[tuple[bytes, bytes]] = (),
+    ) -> Change:
+        """What applying an entry to a name would change; ``path`` leads to it, for attributes."""
+        found = Change(0)
+        if entry.kind != SYMLINK and stat.S_IMODE(st.st_mode) != entry.mode:
+            found |= Change.MODE
+        if st.st_mtime_ns != entry.mtime:
+            found |= Change.MTIME
+        if self._owner(entry, st) is not None:
+            found |= Change.OWNER
+        if self._kinds and self._xattrs_differ(path, xattrs):
+            found |= Change.XATTRS
+        return found
 
     def apply(
         self, fd: int, entry: Entry, st: os.stat_result, xattrs: Sequence[tuple[bytes, bytes]]
@@ -87,6 +107,22 @@ class Metadata:
     def _apply_xattrs(
         self, path: bytes, wanted: Sequence[tuple[bytes, bytes]], *, follow: bool
     ) -> None:
+        for name, value in self._xattr_changes(path, wanted, follow=follow):
+            if value is None:
+                os.removexattr(path, name, follow_symlinks=follow)
+            else:
+                os.setxattr(path, name, value, follow_symlinks=follow)
+
+    def _xattrs_differ(self, path: bytes, wanted: Sequence[tuple[bytes, bytes]]) -> bool:
+        try:
+            return next(self._xattr_changes(path, wanted, follow=False), None) is not None
+        except OSError:
+            return True  # to apply them says why
+
+    def _xattr_changes(
+        self, path: bytes, wanted: Sequence[tuple[bytes, bytes]], *, follow: bool
+    ) -> Iterator[tuple[str, bytes | None]]:
+        """(name, value) of attributes to be set, None for one to be removed."""
         mine = {os.fsdecode(name): value for name, value in wanted}
         try:
             present = os.listxattr(path, follow_symlinks=follow)
@@ -96,13 +132,13 @@ class Metadata:
             raise
         for name in present:
             if name not in mine and self._managed(name):
-                os.removexattr(path, name, follow_symlinks=follow)
+                yield name, None
         # ACLs last: they may close the mode to us
         for name, value in sorted(mine.items(), key=lambda item: item[0] in ACLS):
             if not self._managed(name):
                 continue
             if name not in present or os.getxattr(path, name, follow_symlinks=follow) != value:
-                os.setxattr(path, name, value, follow_symlinks=follow)
+                yield name, value
 
     def _managed(self, name: str) -> bool:
         if name in ACLS:

@@ -15,6 +15,9 @@ from tar_like.wire import Failure
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
 NO_TIME = "has a modification time that the destination's filesystem cannot hold"
+NOT_EMPTY = (
+    "cannot be put in place: a directory that is not empty has its name (--delete replaces it)"
+)
 
 
 class Refused(Exception):
@@ -41,8 +44,5 @@ def failed(path: bytes, error: Refused | OSError) -> Failure:
         raise error
     reason = f"cannot be put in place: {cause(error)}"
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        reason = (
-            "cannot be put in place: a directory that is not empty has its name "
-            "(--delete replaces it)"
-        )
+        reason = NOT_EMPTY
     return Failure(shown(path), reason, source=False)

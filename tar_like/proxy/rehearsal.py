@@ -4,8 +4,9 @@ rehearsal.db = sent(entry_id, bytes)      files to send, and how many of their b
              + local(entry_id)            files to be made from content that is here
              + passed(entry_id)           what the rules leave as it is
              + extra(path)                names to delete
-             + trouble(path, reason)      names that could not be deleted or looked at
+             + trouble(path, reason)      names that could not be deleted, looked at or put in place
              + held(reason)               why nothing would be deleted
+             + folder, symlink, link(entry_id), changed(entry_id, what)      (foreseen)
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Iterable
 from tar_like.database import attach, scratch
 from tar_like.dirfd import Walker
 from tar_like.index import Index
+from tar_like.proxy import foreseen
 from tar_like.proxy.deletion import Extras, Spare, in_the_way, reason_to_hold
+from tar_like.proxy.foreseen import Foreseen
 from tar_like.rules import Rules
 from tar_like.wire import Failure
 
@@ -48,22 +51,31 @@ def write_rehearsal(transfer: str, root: str, snapshots: Iterable[str], path: st
     db = scratch(path)
     try:
         db.execute("COMMIT")
-        for name in ("plan", "kept"):
-            attach(db, os.path.join(transfer, f"{name}.db"), name)
+        for name, file in (("plan", "plan"), ("kept", "kept"), ("idx", "index")):
+            attach(db, os.path.join(transfer, f"{file}.db"), name)
         db.execute("BEGIN")
-        for statement in (*_TABLES, *_FILL):
+        for statement in (*_TABLES, *foreseen.TABLES, *_FILL):
             db.execute(statement)
         rules = Rules.read(transfer)
-        if rules.delete:
-            with Index(os.path.join(transfer, "index.db")) as index:
-                held = reason_to_hold(index, rules)
-                if held:
-                    db.execute("INSERT INTO held VALUES (?)", (held,))
-                else:
-                    _note_deletions(db, root, index, Spare(index, rules, snapshots))
+        with Index(os.path.join(transfer, "index.db")) as index:
+            held = reason_to_hold(index, rules) if rules.delete else ""
+            if held:
+                db.execute("INSERT INTO held VALUES (?)", (held,))
+            elif rules.delete:
+                _note_deletions(db, root, index, Spare(index, rules, snapshots))
+            if rules.snapshot:
+                foreseen.whole_tree(db)
+            else:
+                _note_foreseen(db, root, index, whole=rules.delete and not held)
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _note_foreseen(db: sqlite3.Connection, root: str, index: Index, *, whole: bool) -> None:
+    with Walker(root) as walker:
+        for step in Foreseen(db, index, walker, whole=whole):
+            db.execute(*step)
 
 
 def _note_deletions(db: sqlite3.Connection, root: str, index: Index, spare: Spare) -> None:

@@ -3,71 +3,105 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from tar_like.errors import shown
+from tar_like.errors import IndexInvalid, shown
 from tar_like.index import Index
-from tar_like.plan.rehearsed import Rehearsed
+from tar_like.layout import Entry
+from tar_like.plan.rehearsed import Change, Rehearsed
 from tar_like.wire import Failure, Status
 
+Lines = Callable[[Any], str]
 
-@dataclass(slots=True)
+
 class Rehearsal:
-    """What would be done. Names are printable (errors.shown)."""
+    """What would be done. Names are printable (errors.shown); lists are read as they are gone over.
 
-    transfer: str = ""
-    dry_run: bool = True
-    entries: int = 0
-    blocks_total: int = 0
-    files_to_send: int = 0
-    bytes_to_send: int = 0
-    send: list[dict[str, object]] = field(default_factory=list)
-    """``path`` and ``bytes`` of each file of which anything has to be sent."""
-    local: list[str] = field(default_factory=list)
-    """Files that are made from content that the destination has, or that another file brings."""
-    delete: list[str] = field(default_factory=list)
-    passed: list[str] = field(default_factory=list)
-    """What the rules leave as it is."""
-    held: str = ""
-    """Why nothing would be deleted although that was asked for."""
-    failures: list[Failure] = field(default_factory=list)
+    Raises IndexInvalid where the receiver's file is damaged: all of it is read at once for that.
+    """
+
+    def __init__(self, index_path: str, status: Status, path: str) -> None:
+        """``path`` is the receiver's file, which is removed."""
+        self._index = Index(index_path)
+        try:
+            self._said = Rehearsed(path)
+        finally:
+            os.unlink(path)
+        self._blocks = status.blocks
+        self.bytes_to_send = status.bytes
+        self.counts = {name: sum(1 for _ in items) for name, items in self.lists().items()}
+        """How many each list has."""
+        self.held = self._said.held()
+        """Why nothing would be deleted although that was asked for."""
+        self.failures = [Failure(*row, source=False) for row in self._said.trouble()]
+        self.failures += [
+            Failure(shown(row.path), row.detail, source=True)
+            for row in self._index.skipped()
+            if row.kind != "special"
+        ]
+
+    def sums(self) -> dict[str, object]:
+        """What it comes to."""
+        return {
+            "transfer": self._index.id,
+            "dry_run": True,
+            "entries": self._index.entry_count,
+            "blocks_total": self._blocks,
+            "files_to_send": self.counts["send"],
+            "bytes_to_send": self.bytes_to_send,
+        }
+
+    def lists(self) -> dict[str, Iterator[Any]]:
+        """What is done to which names; each can be gone over once."""
+        said, entry, name = self._said, self._entry, self._name
+        return {
+            "send": ({"path": name(one), "bytes": count} for one, count in said.sent()),
+            "local": map(name, said.local()),
+            "folders": map(name, said.folders()),
+            "symlinks": (
+                {"path": name(one), "target": shown(entry(one).target)} for one in said.symlinks()
+            ),
+            "links": ({"path": name(one), "to": name(entry(one).link)} for one in said.links()),
+            "metadata": (
+                {"path": name(one), "changes": _words(what)} for one, what in said.changed()
+            ),
+            "passed": map(name, said.passed()),
+            "delete": map(shown, said.extra()),
+        }
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        for one in self.send:
-            yield f"send {one['path']} ({one['bytes']} bytes)"
-        for word in ("local", "passed", "delete"):
-            yield from (f"{word} {path}" for path in getattr(self, word))
+        for key, items in self.lists().items():
+            yield from map(_LINES[key], items)
+
+    def _entry(self, entry_id: int) -> Entry:
+        try:
+            return self._index.entry(entry_id)
+        except KeyError:
+            text = "What the receiver says it would do is damaged (it names an unknown entry)."
+            raise IndexInvalid(text) from None
+
+    def _name(self, entry_id: int) -> str:
+        return shown(self._entry(entry_id).path or b".")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._said.close()
+        self._index.close()
 
 
-def read_rehearsal(index: Index, status: Status, path: str) -> Rehearsal:
-    """What the receiver's file says. Raises IndexInvalid."""
-    found = Rehearsal(
-        transfer=index.id,
-        entries=index.entry_count,
-        blocks_total=status.blocks,
-        files_to_send=status.files,
-        bytes_to_send=status.bytes,
-    )
+def _words(what: Change) -> list[str]:
+    return [str(one.name).lower() for one in Change if one in what]
 
-    def name(entry_id: int) -> str:
-        return shown(index.entry(entry_id).path)
 
-    said = Rehearsed(path)
-    try:
-        found.send = [{"path": name(entry), "bytes": count} for entry, count in said.sent()]
-        found.local = [name(entry) for entry in said.local()]
-        found.passed = [name(entry) for entry in said.passed()]
-        found.delete = [shown(one) for one in said.extra()]
-        found.held = said.held()
-        found.failures = [Failure(*row, source=False) for row in said.trouble()]
-    finally:
-        said.close()
-        os.unlink(path)
-    found.failures += [
-        Failure(shown(row.path), row.detail, source=True)
-        for row in index.skipped()
-        if row.kind != "special"
-    ]
-    return found
+_LINES: dict[str, Lines] = {
+    "send": lambda one: f"send {one['path']} ({one['bytes']} bytes)",
+    "local": lambda one: f"local {one}",
+    "folders": lambda one: f"folder {one}",
+    "symlinks": lambda one: f"symlink {one['path']} -> {one['target']}",
+    "links": lambda one: f"link {one['path']} => {one['to']}",
+    "metadata": lambda one: f"change {one['path']} ({', '.join(one['changes'])})",
+    "passed": lambda one: f"passed {one}",
+    "delete": lambda one: f"delete {one}",
+}

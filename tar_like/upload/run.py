@@ -38,7 +38,7 @@ from tar_like.upload.local import LocalDispatcher
 from tar_like.upload.presence import presence
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
-from tar_like.upload.rehearse import Rehearsal, read_rehearsal
+from tar_like.upload.rehearse import Rehearsal
 from tar_like.wire import COMMITTING, COMPLETE, LOOKING, OPEN, Failure, Look, Status, bits_missing
 
 ROUNDS = 4
@@ -153,7 +153,7 @@ class Upload:
         return self.summary
 
     def rehearse(self) -> Rehearsal:
-        """Only say what would be done. Raises TarLikeError."""
+        """Only say what would be done; to be closed. Raises TarLikeError."""
         options = self._options
         client = options.client(0)
         with Index(options.index_path) as index, tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ class Upload:
                 status = self._negotiate(client, index, folder)
                 path = os.path.join(folder, "rehearsal.db")
                 client.rehearse(index.id, path)
-                return read_rehearsal(index, status, path)
+                return Rehearsal(options.index_path, status, path)
             finally:
                 client.close()
 

@@ -18,6 +18,7 @@ from tests.trees import assert_same, build, look, stamps
 KEYS = {
     "command", "exit_code", "seconds", "dry_run", "transfer", "entries", "blocks_total",
     "files_to_send", "bytes_to_send", "send", "local", "delete", "passed", "held", "failures",
+    "folders", "symlinks", "links", "metadata",
 }  # fmt: skip
 
 
@@ -26,6 +27,14 @@ def rehearse(source: Path, where: object, *flags: str, codes: tuple[int, ...] = 
     assert summary.keys() == KEYS
     assert summary["bytes_to_send"] == sum(one["bytes"] for one in summary["send"])
     return summary
+
+
+def kinds(said: Any) -> dict[str, list[str]]:
+    """Which names are made or changed, and how."""
+    keys = ("send", "local", "folders", "symlinks", "links", "metadata")
+    return {
+        key: [one if isinstance(one, str) else one["path"] for one in said[key]] for key in keys
+    }
 
 
 def test_it_agrees_with_what_a_run_then_does(
@@ -66,7 +75,7 @@ def test_it_agrees_with_what_a_run_then_does(
     assert len(gone) == done["deleted"]
     assert_same(source, dest)
     again = rehearse(source, where, "--delete")
-    assert (again["send"], again["delete"], again["local"]) == ([], [], [])
+    assert (again["delete"], *kinds(again).values()) == ([], *[[]] * 6)
 
 
 def test_a_folder_is_not_touched_at_all(work: Path) -> None:
@@ -122,6 +131,8 @@ def test_it_goes_by_the_rules(work: Path, flags: tuple[str, ...]) -> None:
         name for name in ("both", "new") if name not in passed
     ]
     lines = run("sync", source, dest, "--dry-run", *flags).out.decode().splitlines()
-    assert lines == [f"send {one['path']} ({one['bytes']} bytes)" for one in said["send"]] + [
-        f"passed {name}" for name in passed
+    assert lines == [
+        *(f"send {one['path']} ({one['bytes']} bytes)" for one in said["send"]),
+        *(f"change {one['path']} ({', '.join(one['changes'])})" for one in said["metadata"]),
+        *(f"passed {name}" for name in passed),
     ]
