@@ -300,6 +300,9 @@ class _Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for one in self._sockets:
             self._start_server(one)
+        # Now, and not when one is asked for: by then the package may have been replaced.
+        from tar_like.proxy import commit, look, planning  # noqa: F401
+
         if ready is not None:
             ready()
         pending = b""

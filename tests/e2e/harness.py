@@ -251,8 +251,9 @@ class Job:
 class Proxy(Job):
     """`tar-like proxy -b DEST`; ready when constructed, ended with SIGTERM and exit code 0."""
 
-    def __init__(self, dest: Path, *args: object, port: int = 0) -> None:
-        super().__init__("proxy", "-b", dest, "--host", "127.0.0.1", *args, port)
+    def __init__(self, dest: Path, *args: object, port: int = 0, cwd: Path | None = None) -> None:
+        """``cwd`` may have a package of its own."""
+        super().__init__("proxy", "-b", dest, "--host", "127.0.0.1", *args, port, cwd=cwd)
         try:
             match = wait_for(
                 "the proxy's line `listening on http://HOST:PORT/tar`",

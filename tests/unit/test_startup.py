@@ -1,12 +1,18 @@
-"""What the command does not import: nobody should wait for what is not asked for."""
+"""What the command imports, and when: nobody should wait for what is not asked for."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import tar_like
+from tests.e2e.harness import Proxy, sync
+from tests.trees import assert_same, build
 
 HEAVY = {
     *("asyncio", "blake3", "boto3", "cryptography", "dataclasses", "lz4", "multiprocessing"),
@@ -40,3 +46,15 @@ def test_what_every_command_shares_is_light(flag: str) -> None:
 def test_the_help_of_a_command_needs_neither_databases_nor_network(command: str) -> None:
     heavy = HEAVY - {"dataclasses", "lz4", "tar_like.config", "tar_like.source"}
     assert imported(command, "--help") & heavy == set()
+
+
+def test_a_proxy_goes_on_when_its_package_is_replaced(work: Path) -> None:
+    code = work / "code"
+    shutil.copytree(Path(tar_like.__file__).parent, code / "tar_like")
+    build(work / "src", 70, deep=False, files=5)
+    with Proxy(work / "dst", cwd=code) as proxy:
+        shutil.rmtree(code)
+        for _ in range(2):  # the second finds something at the destination
+            sync(work / "src", proxy.url)
+            assert_same(work / "src", work / "dst")
+            (work / "src/new").write_bytes(b"new")
