@@ -240,10 +240,11 @@ def report_rehearsal(rehearsal: Any, output: Output) -> int:
         output.error(f"Nothing would be deleted: {rehearsal.held}.")
     count = rehearsal.counts
     output.say(
-        f"Would send {size(rehearsal.bytes_to_send)} of {count['send']} files, make "
-        f"{count['local']} from what is there, make {count['folders']} folders, "
-        f"{count['symlinks']} symlinks and {count['links']} hard links, set the metadata of "
-        f"{count['metadata']} names, and delete {count['delete']} names. Nothing was changed."
+        f"Would send {size(rehearsal.bytes_to_send)} of {counted(count['send'], 'file')}, make "
+        f"{count['local']} from what is there, make {counted(count['folders'], 'folder')}, "
+        f"{counted(count['symlinks'], 'symlink')} and {counted(count['links'], 'hard link')}, set "
+        f"the metadata of {counted(count['metadata'], 'name')}, and delete "
+        f"{counted(count['delete'], 'name')}. Nothing was changed."
     )
     rest = {"held": rehearsal.held, "failures": list(map(asdict, rehearsal.failures))}
     return output.finish({**rehearsal.sums(), **rehearsal.lists(), **rest}, code)

@@ -203,7 +203,7 @@ def test_each_kind_by_name_and_in_words(work: Path) -> None:
         "change empty (mtime)",
         "change mode (mode)",
     ]
-    result.sentence("make 2 folders, 1 symlinks and 1 hard links, set the metadata of 3 names")
+    result.sentence("make 2 folders, 1 symlink and 1 hard link, set the metadata of 3 names")
 
 
 def test_names_that_are_parted_or_joined(work: Path) -> None:
