@@ -148,7 +148,7 @@ def test_random_edits(work: Path, dice: random.Random, first: str, target: str) 
         sync(tree.root, dst, "-X")
     else:
         subprocess.run(["rsync", "-aHX", f"{tree.root}/", f"{dst}/"], check=True)
-    for _ in range(3):
+    for _ in range(2):
         for _ in range(dice.randrange(1, 8)):
             tree.edit()
         disturb(tree, dice)
