@@ -28,6 +28,9 @@ ORDER BY id
 """
 
 
+NEAR, AHEAD = 4, 64
+"""Entries that are asked for by number, one after the other in steps of ``NEAR`` at most, are read
+``AHEAD`` of that: a third of the time of a query for each."""
 SEEN = 10
 """How many of source.Found's fields a fingerprint begins with."""
 
@@ -48,6 +51,10 @@ class Index:
         self.path = path
         name = name or path
         self._db = schema.open_readonly(path, name)
+        self._ahead: tuple[int, list[Entry]] = (0, [])
+        """Entries in a row, and the number of the first one."""
+        self._last = -NEAR - 1
+        """The entry that was asked for last, or the last one of those in a row."""
         try:
             self._meta = self._read_meta(name)
         except BaseException:
@@ -136,6 +143,19 @@ class Index:
 
     def entry(self, entry_id: int) -> Entry:
         """One entry. Raises KeyError."""
+        first, rows = self._ahead
+        if 0 <= entry_id - first < len(rows):
+            return rows[entry_id - first]
+        step, self._last = entry_id - self._last, entry_id
+        if 0 < step <= NEAR:
+            rows = list(self.entries(entry_id, entry_id + AHEAD))
+            if (
+                len(rows) == AHEAD
+                and rows[0].id == entry_id
+                and rows[-1].id == entry_id + AHEAD - 1
+            ):
+                self._ahead, self._last = (entry_id, rows), rows[-1].id
+                return rows[0]
         row = self._db.execute(f"{schema.SELECT_ENTRY} WHERE id = ?", (entry_id,)).fetchone()
         if row is None:
             raise KeyError(entry_id)

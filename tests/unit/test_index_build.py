@@ -291,3 +291,20 @@ def test_a_file_that_vanishes_while_it_is_hashed_is_named(
         assert [(row.path, row.detail) for row in index.skipped()] == [(b"a", "vanished")]
         assert {e.path for e in index.of_kind(FILE) if not e.hash} == {b"a"}
     validate(str(db), summary.id)
+
+
+def test_entries_by_number_are_those_in_a_row(work: Path, dice: random.Random) -> None:
+    tree, db = work / "many", work / "index.db"
+    tree.mkdir()
+    for number in range(300):
+        (tree / f"{number:03}").touch()
+    build(tree, db)
+    with Index(str(db)) as index:
+        every = list(index.entries())
+        orders = (range(301), range(0, 301, 4), range(0, 301, 5), reversed(range(301)))
+        for order in (*orders, dice.choices(range(301), k=600)):
+            for number in order:
+                assert index.entry(number) == every[number]
+        for number in (-1, 301, 302):
+            with pytest.raises(KeyError):
+                index.entry(number)
