@@ -164,7 +164,7 @@ def _commit(_: Scenery, job: Job, say: Say) -> None:
         say(f"complete {len(report.failures)}")
 
 
-def _offered(scenery: Found) -> Job:
+def _offered(scenery: Scenery) -> Job:
     return scenery.offered(old=True)
 
 
@@ -185,10 +185,6 @@ def _plan(scenery: Found, job: Job, say: Say) -> None:
     say("answered")
     scenery.ask(job)
     say("negotiated")
-
-
-def _given(scenery: Adopted) -> Job:
-    return scenery.offered(old=True)
 
 
 def _negotiate(scenery: Scenery, job: Job, say: Say) -> None:
@@ -235,7 +231,7 @@ WORKS = (
     Work("questions", Found, _offered, _ask),
     Work("answers and a plan", Found, _asked, _plan),
     Work("commit of what was found", Found, _sent_over, _commit),
-    Work("plan with what was staged before", Adopted, _given, _negotiate),
+    Work("plan with what was staged before", Adopted, _offered, _negotiate),
     Work("commit with what was staged before", Adopted, _sent_over, _commit),
     Work("commit of a snapshot", Snapshots, _sent_over, _commit),
     Work("look", Scenery, _touched, _look),

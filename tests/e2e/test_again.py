@@ -35,15 +35,19 @@ CHUNK = 64 << 10
 """The longest chunk of a file of a few MiB."""
 
 
-@pytest.fixture
-def src(work: Path, dice: random.Random) -> Path:
-    src = work / "src"
+def plant(src: Path, dice: random.Random, small: int) -> Path:
+    """Three large files, and so many small ones, of sizes of their own."""
     (src / "folder/deep").mkdir(parents=True)
     for name in ("folder/one", "folder/deep/two", "large"):
         (src / name).write_bytes(dice.randbytes(3 * MIB))
-    for number in range(20):
+    for number in range(small):
         (src / f"folder/small{number}").write_bytes(dice.randbytes(1 + 300 * number))
     return src
+
+
+@pytest.fixture
+def src(work: Path, dice: random.Random) -> Path:
+    return plant(work / "src", dice, 20)
 
 
 def again(src: Path, dst: Path, *options: object) -> int:

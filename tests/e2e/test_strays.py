@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Proxy, index, run, sync, transfer_summary, upload, wait_for
-from tests.e2e.test_again import ask, frame
+from tests.e2e.test_again import ask, frame, plant
 from tests.trees import assert_same, stamps
 
 MIB = 1 << 20
@@ -20,12 +20,7 @@ PAGE = 4096
 
 @pytest.fixture
 def src(work: Path, dice: random.Random) -> Path:
-    src = work / "src"
-    (src / "folder/deep").mkdir(parents=True)
-    for name in ("folder/one", "folder/deep/two", "large"):
-        (src / name).write_bytes(dice.randbytes(3 * MIB))
-    for number in range(40):
-        (src / f"folder/small{number}").write_bytes(dice.randbytes(1 + 300 * number))
+    src = plant(work / "src", dice, 40)
     (src / "folder/deep/link").symlink_to("two")
     return src
 
