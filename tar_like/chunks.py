@@ -7,8 +7,9 @@ says where to look; it proves nothing: whoever uses a chunk has the file's own d
 the end.
 
 Where the list of an older version is at hand, the new version is read along it: a chunk that is
-what came next in the old version has only to be compared, and is not cut. Its record then is one
-reference for all of such a run; ``expand`` has it as it would have been cut.
+what came next in the old version has only to be compared, and is not cut. So has the one that
+follows on bytes which others have taken the place of. The record then is one reference for all of
+such a run; ``expand`` has it as it would have been cut.
 
 Source of the cuts: FastCDC as in Xia et al., "The Design of Fast Content-Defined Chunking for
 Data Deduplication Based Storage Systems", 2020, as fastcdc-rs's v2020 cuts them.
@@ -35,12 +36,16 @@ SMALLEST_FILE = 1 << 20
 LARGEST_FILE = 512 << 30
 """Files above this are sent whole, too: their lists would be too long."""
 WINDOW = 8 << 20
-"""Bytes that are read and cut at a time."""
+"""The most bytes that are read and cut at a time: so many where reading has to be waited for."""
+_NEAR_WINDOW = 2 << 20
 _LEAST, _MOST = 16 << 10, 1 << 20
 _RECORD = struct.Struct("<I12s")
 RECORD = _RECORD.size
+_NAME = 12
 _REFERENCE = struct.Struct("<IIII")
 """No length; the first chunk of a run, by its number in the older version's list; how many; 0."""
+_STRETCH = 128
+"""Chunks that are compared in a row, about what a window holds."""
 _COUNT, _RANGE = struct.Struct("<Q"), struct.Struct("<QQ")
 _SEAL = 8
 
@@ -167,6 +172,11 @@ def longest(average_size: int) -> int:
     return 4 * average_size
 
 
+def near_window(average_size: int) -> int:
+    """Bytes to read at a time from here: they are in the cache still when they are hashed."""
+    return max(_NEAR_WINDOW, 2 * longest(average_size))
+
+
 def most_records(size: int, ranges: int, average_size: int) -> int:
     """A bound for the records of a file of this size, in so many ranges."""
     return size // (average_size // 4) + ranges + 1
@@ -179,37 +189,38 @@ def measure(
     average_size: int,
     algorithm: str = digest.DEFAULT,
     known: ChunkList | None = None,
+    window: int = WINDOW,
 ) -> Measured:
     """Read a file once: its digest, holes between the ranges as zeros, and its chunks.
 
-    ``known`` are those of an older version, in chunks of the same average. Raises what ``read``
-    raises.
+    ``known`` are those of an older version, in chunks of the same average; ``window`` is how much
+    to read at a time. Raises what ``read`` raises.
     """
     cutter: _Cutter = _Free(average_size) if known is None else _Led(average_size, known)
     position = 0
     with Lagging(digest.hasher(algorithm)) as hasher:
         for start, stop in ranges:
             digest.add_zeros(hasher, start - position)
-            for window in _windows(read, start, stop, cutter):
-                hasher.update(window)
+            for view in _windows(read, start, stop, cutter, window):
+                hasher.update(view)
             position = stop
         digest.add_zeros(hasher, size - position)
         return Measured(hasher.digest(), b"".join(cutter.records()))
 
 
 def cut(read: Read, ranges: Ranges, average_size: int) -> bytes:
-    """The records of a file's chunks. Raises what ``read`` raises."""
+    """The records of the chunks of a file that lies here. Raises what ``read`` raises."""
     cutter = _Free(average_size)
     for start, stop in ranges:
-        for _ in _windows(read, start, stop, cutter):
+        for _ in _windows(read, start, stop, cutter, near_window(average_size)):
             pass
     return b"".join(cutter.records())
 
 
-def _windows(read: Read, start: int, stop: int, cutter: _Cutter) -> Iterator[memoryview]:
+def _windows(read: Read, start: int, stop: int, cutter: _Cutter, size: int) -> Iterator[memoryview]:
     """A range that holds data, cut; as it is read."""
     while start < stop:
-        end = min(start + WINDOW, stop)
+        end = min(start + size, stop)
         window = read(start, end)
         used = cutter.cut(window, last=end == stop)
         yield window[:used]
@@ -264,24 +275,36 @@ class _Led:
         self._records: list[bytes] = []
         self._first = self._next = 0
         """The run of known chunks that was found last; the next one is looked for first."""
+        self._into = 0
+        """Bytes of that one that have passed: others are in their place."""
 
     def cut(self, window: memoryview, *, last: bool) -> int:
-        lengths, names, size = self._known.lengths, self._known.names, len(window)
-        used, number, count = 0, self._next, len(lengths)
+        size, used = len(window), 0
         while used < size:
-            if number < count:
-                stop = used + lengths[number]
-                if stop > size and not last:
-                    break
-                if stop <= size and of_chunk(window[used:stop]) == names[number]:
-                    used, number = stop, number + 1
-                    continue
+            used = self._follow(window, used)
             if size - used < self._longest and not last:
                 break
-            self._next = number
-            used += self._cut(window[used : used + self._longest])
+            if used < size:
+                used += self._cut(window[used : used + self._longest])
+        return used
+
+    def _follow(self, window: memoryview, used: int) -> int:
+        """Compare with chunk after chunk; returns where the first one is that is not there."""
+        lengths, names, size = self._known.lengths, self._known.names, len(window)
+        while not self._into:
             number = self._next
-        self._next = number
+            row = zip(
+                lengths[number : number + _STRETCH], names[number : number + _STRETCH], strict=True
+            )
+            for length, name in row:
+                stop = used + length
+                if stop > size or xxh3_128_digest(window[used:stop])[:_NAME] != name:
+                    self._next = number
+                    return used
+                used, number = stop, number + 1
+            if self._next == number:
+                break
+            self._next = number
         return used
 
     def _cut(self, view: memoryview) -> int:
@@ -292,10 +315,19 @@ class _Led:
         number = self._known.numbers.get(name)
         if number is None or self._known.lengths[number] != length:  # or a list that is wrong
             self._records.append(_RECORD.pack(length, name))
-            self._first = self._next = len(self._known)
+            self._pass(length)
         else:
-            self._first, self._next = number, number + 1
+            self._first, self._next, self._into = number, number + 1, 0
         return length
+
+    def _pass(self, length: int) -> None:
+        """Go by as many bytes of the older version: what follows on them may follow here, too."""
+        lengths, number, into = self._known.lengths, self._next, self._into + length
+        while number < len(lengths) and into >= lengths[number]:
+            into -= lengths[number]
+            number += 1
+        self._first = self._next = number
+        self._into = into
 
     def _close(self) -> None:
         if self._first < self._next:
@@ -309,7 +341,7 @@ class _Led:
 
 def of_chunk(data: memoryview) -> bytes:
     """The digest that a record has of its chunk."""
-    return xxh3_128_digest(data)[:12]
+    return xxh3_128_digest(data)[:_NAME]
 
 
 def expand(records: bytes, known: ChunkList | None, most: int) -> tuple[bytes, list[Span]]:

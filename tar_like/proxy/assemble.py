@@ -6,7 +6,7 @@
 
 Whatever is used is proven by reading it: a whole file by its digest, a chunk by its own, and what
 does not hold is sent. Only of a file that still has the ledger's fingerprint the chunks that are
-remembered are *believed*: the commit reads all of the new version anyway, and if it is not right
+known are *believed*: the commit reads all of the new version anyway, and if it is not right
 the same run makes it once more, when the ledger knows nothing of it. Nothing but staging is ever
 written to.
 """
@@ -26,6 +26,7 @@ from tar_like.index import Index
 from tar_like.layout import PAGE, Entry, round_up
 from tar_like.plan.questions import Answer, Answers, Question, Questions
 from tar_like.plan.segments import Segments
+from tar_like.process import large_buffer
 from tar_like.proxy.chunkcache import ChunkCache, name_of_file
 from tar_like.proxy.durable import write_all
 from tar_like.proxy.ledger import Landed, Row
@@ -78,7 +79,7 @@ class Assembler:
         self._cache = ChunkCache(destination.chunks)
         self._algorithm = self._index.digest
         self._questions, self._answers = _conversation(path, self._index.id)
-        self._buffer = memoryview(bytearray(_STEP))
+        self._buffer = large_buffer(_STEP)
 
     def close(self) -> None:
         """Close every file."""
@@ -260,7 +261,7 @@ class Assembler:
                 for move in moves:
                     if not (prepared and move.start == move.source):
                         copy_range(old, move.source, staged, move.start, move.length)
-                believed = said is not None and basis is not None and basis.is_of(os.fstat(old))
+                believed = basis is not None and basis.is_of(os.fstat(old))
                 if not believed:
                     moves = list(chunks.moves(self._proven(staged, spans, new), new, new))
                 missing = tuple(_missing(ranges, moves, entry.size))

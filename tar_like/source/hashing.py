@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tar_like import digest
@@ -47,14 +48,17 @@ def hash_files(
 ) -> Iterator[tuple[T, Hashed | None]]:
     """Each item in order, with the digest of its file; None where ``file_of`` gives none."""
     hasher = _BatchHasher(source, algorithm)
-    if jobs <= 1:
-        for batch in _batches(items, file_of):
+    batches: Iterator[_Batch] = _batches(items, file_of)
+    first = list(islice(batches, 2))
+    batches = chain(first, batches)
+    if jobs <= 1 or len(first) < 2:
+        for batch in batches:
             yield from _joined(batch, hasher(batch.files))
         return
     from concurrent.futures import BrokenExecutor
 
     try:
-        yield from _on_processes(hasher, _batches(items, file_of), jobs)
+        yield from _on_processes(hasher, batches, jobs)
     except BrokenExecutor:
         raise TarLikeError(
             "A hashing process was killed, for want of memory maybe: run it again."

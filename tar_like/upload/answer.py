@@ -22,8 +22,8 @@ from tar_like.index import Index
 from tar_like.layout import FILE, Entry, Piece
 from tar_like.plan.questions import Answer, Question, Questions, write_answers
 from tar_like.plan.segments import Segments
-from tar_like.process import start_pool_worker
-from tar_like.source import Source
+from tar_like.process import large_buffer, start_pool_worker
+from tar_like.source import ReadsAhead, Source
 from tar_like.source.hashing import Hashed, hash_files
 from tar_like.upload.samples import Samples
 
@@ -137,11 +137,13 @@ class _Measurer:
     @cached_property
     def _buffers(self) -> Iterator[memoryview]:
         """One is hashed while another is filled."""
-        return itertools.cycle([memoryview(bytearray(chunks.WINDOW)) for _ in range(2)])
+        return itertools.cycle([large_buffer(chunks.WINDOW) for _ in range(2)])
 
     def __call__(self, asked: Asked) -> Answer:
         entry, question, ranges = asked
         algorithm, known = self._questions.algorithm, self._questions.known(question)
+        average, waits = question.average, isinstance(self._source, ReadsAhead)
+        window = chunks.WINDOW if waits else chunks.near_window(average)
 
         def read(start: int, stop: int) -> memoryview:
             buffer = next(self._buffers)
@@ -151,7 +153,7 @@ class _Measurer:
             return buffer[: reading.length]
 
         try:
-            found = chunks.measure(read, ranges, entry.size, question.average, algorithm, known)
+            found = chunks.measure(read, ranges, entry.size, average, algorithm, known, window)
         except EOFError:
             return Answer(entry.id, b"", b"")
         fits = len(found.chunks) <= MAX_VALUE

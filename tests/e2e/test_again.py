@@ -299,6 +299,26 @@ def test_an_older_version_that_rotted_is_believed_once(
         assert again(src, dst) == 0
 
 
+def test_chunks_of_an_older_version_that_was_just_read_are_believed_once(
+    work: Path, src: Path
+) -> None:
+    """The copy of it is not what it was copied from: the commit sees that, and all is mended."""
+    dst, db = work / "dst", work / "db"
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        overwrite(src / "large", MIB, b"new")
+        transfer = index(src, db, "--hash", "none")["id"]
+        ask(proxy, "PUT", f"{transfer}/db", frame(db))
+        status = ask(proxy, "POST", f"{transfer}/plan", b'{"block_size": 4096, "ask": true}')
+        assert (status["state"], status["questions"]) == ("open", 1)
+        overwrite(laid_aside(dst / ".tar_like/transfers" / transfer / "stage"), 2 * MIB, b"rotten")
+        result = run("upload", "-b", src, "-db", db, "-u", proxy.url, "--json")
+        assert "remembered" in result.message
+        assert transfer_summary(result)["bytes_sent"] < 8 * CHUNK
+        assert_same(src, dst)
+        assert again(src, proxy.url) == 0
+
+
 def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)

@@ -49,12 +49,52 @@ def names(data: bytes) -> list[bytes]:
     return listed(data, [(0, len(data))]).names
 
 
-def test_where_a_window_ends_is_no_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [1 << 20, chunks.near_window(AVERAGE)])
+def test_where_a_window_ends_is_no_cut(window: int) -> None:
     data = random.Random(1).randbytes(WINDOW + 3_000_000)
     whole = measured(data)
-    monkeypatch.setattr(chunks, "WINDOW", 1 << 20)
-    assert measured(data) == whole
+    steps = set()
+
+    def read(start: int, stop: int) -> memoryview:
+        steps.add(stop - start)
+        return memoryview(data)[start:stop]
+
+    ranges = [(0, len(data))]
+    assert measure(read, ranges, len(data), AVERAGE, window=window) == whole
+    assert max(steps) == window
     assert whole.digest == digest.of("blake3", data)
+
+
+def test_a_window_holds_several_chunks_however_long_they_are() -> None:
+    for bits in range(20, 60):
+        size = average(1 << bits)
+        assert 2 * chunks.longest(size) <= chunks.near_window(size) <= WINDOW
+
+
+def test_bytes_in_the_place_of_others_are_cut_and_what_follows_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = random.Random(7).randbytes(8 << 20)
+    known = listed(old, [(0, len(old))])
+    new = bytearray(old)
+    middles = [
+        start + length // 2 for start, length in zip(known.starts, known.lengths, strict=True)
+    ]
+    for at in middles[10:-10:20]:
+        new[at] ^= 1
+    cuts = []
+    cut_one = chunks._Led._cut
+
+    def counted(self: chunks._Led, view: memoryview) -> int:
+        cuts.append(1)
+        return cut_one(self, view)
+
+    monkeypatch.setattr(chunks._Led, "_cut", counted)
+    found = measure(reader(bytes(new)), [(0, len(new))], len(new), AVERAGE, known=known)
+    changed = len(middles[10:-10:20])
+    assert changed > 15
+    assert len(cuts) <= 1.3 * changed
+    assert len(found.chunks) <= 2.6 * changed * RECORD
 
 
 def test_bytes_put_in_change_few_chunks() -> None:
