@@ -108,7 +108,7 @@ class _Comparer:
         self._index = index
         self._walker = walker
         self._metadata = metadata
-        self._inodes = Inodes()
+        self._inodes: Inodes[int] = Inodes()
 
     def look(self, entry: Entry) -> _Item:
         """Compare all but the content; say what to hash."""

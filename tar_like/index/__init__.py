@@ -3,7 +3,7 @@
     source.scan > number (ids, offsets, hard links) > reuse hashes of the old index
                 > hash the rest in parallel > rows, in canonical order > publish by rename
 
-The index's id is a digest over its canonical rows, so the same tree gives the same id.
+The index's id is a digest over the leaves of its rows, so the same tree gives the same id.
 Not guaranteed: a tree that changes meanwhile is not seen at one instant; what differs when it
 is read is noticed then.
 """

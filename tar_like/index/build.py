@@ -136,7 +136,7 @@ class _Builder:
         self._db = schema.create(path)
         try:
             scan = self._source.scan(self._options.wanted)
-            identity = Identity(self._options.algorithm)
+            identity = Identity(self._options.algorithm, self._path_of)
             if self._old is not None and self._memory is not None and self._may_compare(self._old):
                 head = self._pass_unchanged(self._old, scan)
                 if self._options.algorithm != NO_HASH:
@@ -147,15 +147,15 @@ class _Builder:
                 scan = itertools.chain(() if head is None else (head,), scan)
                 self._memory.forget(self._summary.entries)
             for chunk in _chunks(self._hashed(scan)):
-                identity.add(chunk)
                 # SQLite binds plain tuples faster than their subclasses.
                 self._db.executemany(schema.INSERT_ENTRY, map(tuple, chunk))
+                identity.add(chunk)
             if self._memory:
                 self._summary.gone = self._memory.finish()
             else:
                 self._summary.added = self._summary.entries
-            for row in self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
-                identity.add_xattr(*row)
+            for _, *xattr in self._db.execute(schema.SELECT_XATTR):
+                identity.add_xattr(*xattr)
             for path_, kind in self._db.execute("SELECT path, kind FROM skipped ORDER BY id"):
                 identity.add_skipped(path_, kind)
             self._summary.id = identity.id()
@@ -168,6 +168,11 @@ class _Builder:
             self._db.close()
             self._numbering.close()
         return self._summary
+
+    def _path_of(self, entry_id: int) -> bytes:
+        query = "SELECT path FROM entry WHERE id = ?"
+        path: bytes = self._db.execute(query, (entry_id,)).fetchone()[0]
+        return path
 
     def _may_compare(self, old: Index) -> bool:
         """Whether equal rows would mean an equal index."""
@@ -223,8 +228,8 @@ class _Builder:
         """Take over the rows of the old index that the scan has confirmed."""
         count = self._summary.entries
         for chunk in _chunks(old.entries(0, count)):
-            identity.add(chunk)
             self._db.executemany(schema.INSERT_ENTRY, map(tuple, chunk))
+            identity.add(chunk)
         segments = (row for row in old.segments() if row[0] < count)
         self._db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
 
@@ -268,7 +273,7 @@ class _Builder:
 
     def _skip(self, skipped: Skipped) -> None:
         self._summary.count_skipped(skipped)
-        self._db.execute("INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)", skipped)
+        self._db.execute(schema.INSERT_SKIPPED, skipped)
 
 
 def describe(

@@ -1,54 +1,170 @@
-"""The index's id: BLAKE3 over its canonical rows.
+"""The index's id: BLAKE3 over the digests of its stretches, its leaves.
+
+    rows, in canonical order > stretches (source.stretch) > columns > leaves > id
+    a scan: its stretches, in columns as they come       > leaves > id
 
 What tells one tree from another is in: kind, path, size, mode, times, owners, targets, links,
 hashes, extended attributes; and what was seen but not taken up, since a tree that was read in
 part is not the tree that was read whole. What depends on where the tree lies (inode, ctime, holes,
-ETags) is not.
+ETags) is not. Nor does a leaf depend on what is elsewhere: of a hard link it names the first path.
+
+The leaves are in order of their ends: a leaf comes when all below its directories has come.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import add, itemgetter
 from typing import Any
 
 from blake3 import blake3
 
-_ROW = struct.Struct("<cIqqIIqIII")
-_XATTR = struct.Struct("<qII")
-_SKIPPED = -1
-"""In the place of an entry's id."""
+from tar_like.layout import DIRECTORY, HARDLINK
+from tar_like.source.stretch import STRETCH, TYPES, pack_told
+
+_TYPES = {**TYPES, HARDLINK: 0}
+_XATTR = struct.Struct("<III")
+_SKIPPED = struct.Struct("<II")
+_NONE = struct.pack("<I", 0)
+
+Leaf = Callable[[bytes, bytes, bytes], None]
+"""Given a leaf: the directory, the first name in it, the digest."""
 
 
 class Identity:
-    """Collects the rows of an index, entries in canonical order, then extended attributes."""
+    """Collects what an index says: rows in canonical order, or leaves; and, in their order each,
+    extended attributes and skipped names."""
 
-    def __init__(self, algorithm: str) -> None:
-        self._hasher = blake3(b"tar-like index 1\0" + algorithm.encode() + b"\0")
+    def __init__(
+        self, algorithm: str, path_of: Callable[[int], bytes], leaf: Leaf | None = None
+    ) -> None:
+        """``path_of`` gives the path of an entry that was added, for rows of hard links."""
+        self._algorithm = algorithm
+        self._path_of = path_of
+        self._leaf = leaf
+        self._leaves, self._xattrs, self._skipped = blake3(), blake3(), blake3()
+        self._open: list[tuple[bytes, list[tuple[Any, ...]]]] = []
+        """Directories that are not at their end, and the rows of the stretch at hand in each."""
 
-    def add(self, entries: Iterable[tuple[Any, ...]]) -> None:
-        """Take up the next entries, or their rows. Raises struct.error for too large numbers."""
-        pack = _ROW.pack
-        parts = []
-        for _, path, kind, size, _, mode, mtime, uid, gid, target, link, digest, _, _, _ in entries:
-            parts.append(
-                pack(
-                    kind.encode(), mode, size, mtime, uid, gid, link,
-                    len(path), len(target), len(digest),
-                )
-            )  # fmt: skip
-            parts += (path, target, digest)
-        self._hasher.update(b"".join(parts))
+    def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Take up the next entries, or their rows, which must be in canonical order.
 
-    def add_xattr(self, entry_id: int, name: bytes, value: bytes) -> None:
-        """Take up an extended attribute, in order of entry id and name."""
-        self._hasher.update(_XATTR.pack(entry_id, len(name), len(value)) + name + value)
+        Raises struct.error for too large numbers.
+        """
+        rows = list(rows)
+        if rows and not self._open:
+            self._close(b"", rows[:1])
+            self._open.append((b"", []))
+            del rows[0]
+        kinds = "".join(map(itemgetter(2), rows))
+        start = 0
+        while start < len(rows):
+            stop = kinds.find(DIRECTORY, start + 1)
+            run = rows[start : stop if stop > 0 else None]
+            start += len(run)
+            if kinds[start - len(run)] == DIRECTORY:
+                self._extend(_parent(run[0]), run[:1])
+                del run[0]
+            if run and _parent(run[0]) == _parent(run[-1]):
+                self._extend(_parent(run[0]), run)
+            else:
+                for row in run:
+                    self._extend(_parent(row), [row])
+
+    def _extend(self, directory: bytes, rows: list[tuple[Any, ...]]) -> None:
+        """The next rows, all of one directory."""
+        if self._open[-1][0] != directory:
+            self._turn(directory)
+        _, stretch = self._open[-1]
+        while len(stretch) + len(rows) > STRETCH:
+            room = STRETCH - len(stretch)
+            self._close(directory, stretch + rows[:room])
+            stretch.clear()
+            rows = rows[room:]
+        stretch += rows
+
+    def _turn(self, directory: bytes) -> None:
+        """Go on in another directory: one just passed, or one further up."""
+        stretch = self._open[-1][1]
+        if stretch and stretch[-1][1] == directory:
+            self._open.append((directory, []))
+            return
+        while self._open[-1][0] != directory:
+            self._end()
+
+    def _end(self) -> None:
+        directory, stretch = self._open.pop()
+        if stretch:
+            self._close(directory, stretch)
+
+    def _close(self, directory: bytes, rows: list[tuple[Any, ...]]) -> None:
+        _, paths, kinds, sizes, _, modes, mtimes, uids, gids, targets, links, hashes, *_ = zip(
+            *rows, strict=True
+        )
+        cut = len(directory) + 1 if directory else 0
+        names = [path[cut:] for path in paths]
+        told = pack_told(map(add, map(_TYPES.__getitem__, kinds), modes), sizes, mtimes, uids, gids)
+        firsts = {}
+        if max(links) >= 0:
+            firsts = {at: self._path_of(link) for at, link in enumerate(links) if link >= 0}
+        digest = leaf_digest(directory, names, told, _few(targets), firsts, _few(hashes))
+        self.add_leaf(directory, names[0], digest)
+
+    def add_leaf(self, directory: bytes, first: bytes, digest: bytes) -> None:
+        """Take up the next leaf, where there are no rows."""
+        self._leaves.update(digest)
+        if self._leaf is not None:
+            self._leaf(directory, first, digest)
+
+    def add_xattr(self, path: bytes, name: bytes, value: bytes) -> None:
+        """Take up an extended attribute, in order of entries and names."""
+        self._xattrs.update(_XATTR.pack(len(path), len(name), len(value)) + path + name + value)
 
     def add_skipped(self, path: bytes, kind: str) -> None:
-        """Take up a name that is not in the tree, after the extended attributes."""
+        """Take up a name that is not in the tree."""
         name = kind.encode()
-        self._hasher.update(_XATTR.pack(_SKIPPED, len(path), len(name)) + path + name)
+        self._skipped.update(_SKIPPED.pack(len(path), len(name)) + path + name)
 
     def id(self) -> str:
-        """The id: 64 hexadecimal digits."""
-        return self._hasher.hexdigest()
+        """The id: 64 hexadecimal digits. There are no more rows then."""
+        while self._open:
+            self._end()
+        hasher = blake3(b"tar-like index 3\0" + self._algorithm.encode() + b"\0")
+        for part in (self._leaves, self._xattrs, self._skipped):
+            hasher.update(part.digest())
+        return hasher.hexdigest()
+
+
+def leaf_digest(
+    directory: bytes,
+    names: list[bytes],
+    told: bytes,
+    targets: dict[int, bytes],
+    firsts: dict[int, bytes],
+    hashes: dict[int, bytes],
+) -> bytes:
+    """The digest of a stretch; ``firsts`` are the first paths of what is a hard link to them.
+
+    ``told`` as source.stretch.pack_told makes it, with type 0 and size 0 for these.
+    """
+    joined = b"\0".join(names)
+    sizes = struct.pack("<III", len(directory), len(joined), len(names))
+    few = (_table(values) if values else _NONE for values in (targets, firsts, hashes))
+    return blake3(b"".join((sizes, directory, joined, told, *few))).digest()
+
+
+def _parent(row: tuple[Any, ...]) -> bytes:
+    parent: bytes = row[1].rpartition(b"/")[0]
+    return parent
+
+
+def _few(values: tuple[bytes, ...]) -> dict[int, bytes]:
+    return {at: value for at, value in enumerate(values) if value} if any(values) else {}
+
+
+def _table(values: dict[int, bytes]) -> bytes:
+    """How many there are; positions; lengths; the values end to end."""
+    count = len(values)
+    lengths = map(len, values.values())
+    return struct.pack(f"<{2 * count + 1}I", count, *values, *lengths) + b"".join(values.values())

@@ -1,35 +1,40 @@
-"""Which entry has an inode first: how hard links are told. Kept on disk, not in memory."""
+"""What has an inode first: how hard links are told. Kept on disk, not in memory."""
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from tar_like.database import temporary
 
+T = TypeVar("T", int, bytes)
 
-class Inodes:
-    """Inodes seen so far. A temporary file that goes with the object."""
+
+class Inodes(Generic[T]):
+    """Inodes seen so far, each with its first entry's id or path. A temporary file that goes with
+    the object."""
 
     def __init__(self) -> None:
         self._db = temporary()
         self._db.execute(
-            "CREATE TABLE inode (dev INTEGER, ino INTEGER, entry_id INTEGER, "
-            "PRIMARY KEY (dev, ino)) WITHOUT ROWID"
+            "CREATE TABLE inode (dev INTEGER, ino INTEGER, entry, PRIMARY KEY (dev, ino)) "
+            "WITHOUT ROWID"
         )
 
-    def known(self, dev: int, ino: int) -> int:
-        """The entry that has this inode; -1 if there is none."""
+    def known(self, dev: int, ino: int) -> T | None:
+        """The entry that has this inode."""
         row = self._db.execute(
-            "SELECT entry_id FROM inode WHERE dev = ? AND ino = ?", (_signed(dev), _signed(ino))
+            "SELECT entry FROM inode WHERE dev = ? AND ino = ?", (_signed(dev), _signed(ino))
         ).fetchone()
-        return -1 if row is None else int(row[0])
+        return None if row is None else row[0]
 
-    def first(self, dev: int, ino: int, entry_id: int) -> int:
+    def first(self, dev: int, ino: int, entry: T) -> T:
         """The entry that has this inode; this one, from now on, if there was none."""
         known = self.known(dev, ino)
-        if known >= 0:
+        if known is not None:
             return known
-        row = (_signed(dev), _signed(ino), entry_id)
+        row = (_signed(dev), _signed(ino), entry)
         self._db.execute("INSERT INTO inode VALUES (?, ?, ?)", row)
-        return entry_id
+        return entry
 
     def close(self) -> None:
         """Remove the file."""

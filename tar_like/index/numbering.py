@@ -43,7 +43,7 @@ class Numbering:
 
     def __init__(self) -> None:
         self.summary = BuildSummary()
-        self.inodes = Inodes()
+        self.inodes: Inodes[int] = Inodes()
         self.length = 0
         """Where the next file's bytes may begin."""
 

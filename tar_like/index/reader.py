@@ -75,7 +75,7 @@ class Index:
 
     @property
     def id(self) -> str:
-        """The digest over the canonical rows, 64 hexadecimal digits."""
+        """The digest over what its rows say (identity.Identity), 64 hexadecimal digits."""
         return self._meta["id"]
 
     @property
@@ -199,9 +199,12 @@ class Index:
             "SELECT name, value FROM xattr WHERE entry_id = ? ORDER BY name", (entry_id,)
         ).fetchall()
 
-    def all_xattrs(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(entry id, name, value) of every extended attribute, in order."""
-        return self._db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2")
+    def all_xattrs(self) -> Iterator[tuple[int, bytes | None, bytes, bytes]]:
+        """(entry id, path, name, value) of every extended attribute, in order.
+
+        No path where there is no such entry.
+        """
+        return self._db.execute(schema.SELECT_XATTR)
 
     @property
     def xattr_names(self) -> frozenset[str]:

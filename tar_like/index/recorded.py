@@ -1,38 +1,48 @@
 """A scan that is known by its id before an index of it is written.
 
-    beside: scan > rows, packed, and the id        later, if it is wanted: rows > index
+    beside: scan > stretches, packed, their leaves, the id
+    later, if it is wanted: stretches > rows > index
 
-When the other side has that index already, none is needed here, and no row is looked at. As soon
-as a time shows that it has another one, the index is written beside the scan.
+When the other side has that index already, none is needed here, and no row is made. As soon as a
+time shows that it has another one, the index is written beside the scan.
 """
 
 from __future__ import annotations
 
-import itertools
 import marshal
+import os
 import sqlite3
 import struct
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
+from itertools import islice
 
 from tar_like.index import schema
 from tar_like.index.build import NO_HASH, describe, writing
-from tar_like.index.identity import Identity
+from tar_like.index.identity import Identity, leaf_digest
+from tar_like.index.inodes import Inodes
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
+from tar_like.source.ahead import chunks, packed, unpacked
+from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
 
-CHUNK = 1000
-_NEWEST = struct.Struct("<q")
-"""Before each chunk of rows: its last mtime."""
+_HEAD = struct.Struct("<qI")
+"""Before each chunk of stretches: its last mtime, and the bytes of it before its leaves begin."""
 _LENGTH = struct.Struct("<I")
+_MANY = 10
+"""Bits of a stretch's place that number it within its chunk; the chunk's number is above them."""
 IN_MEMORY = 64 << 20
-"""Bytes of rows that are kept in memory; more go to a file."""
+"""Bytes of stretches that are kept in memory; more go to a file."""
 AT_ONCE = -(1 << 63)
+
+Firsts = dict[int, bytes]
+"""By position in a stretch: the first path of what is a hard link to it."""
 
 
 class Recorded:
-    """The rows of an index without hashes, not yet written."""
+    """A tree's stretches, and the index of them without hashes, which is not yet written."""
 
     def __init__(self, source: Begins, wanted: Wanted) -> None:
         """Begin to scan it. Extended attributes are not recorded. Raises SourceUnusable."""
@@ -40,10 +50,21 @@ class Recorded:
         self._wanted = wanted
         self._packed = source.scan_as(wanted, _pack)
         self._path = ""
-        self._rows = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
+        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
+        self._chunks: array[int] = array("Q")
+        """Where in the spool each chunk begins."""
+        self._places: array[int] = array("Q")
+        """The place of each leaf's stretch. With its digest, 40 bytes of memory a stretch."""
+        self._linked: dict[int, int] = {}
+        """Leaves with hard links, and the chunks that their first paths came with."""
         self._db: sqlite3.Connection | None = None
-        self._skipped: list[tuple[bytes, str, str]] = []
-        self._length = 0
+        self._numbering: Numbering | None = None
+        self._order = FoundInOrder()
+        self.leaves = bytearray()
+        """The digests of the leaves, 32 bytes each, in the order of the id; once it is finished.
+
+        None where the other side had no index.
+        """
         self.summary = BuildSummary()
         """What was found, with the id of the index without hashes; once it is finished."""
 
@@ -59,74 +80,228 @@ class Recorded:
             if last:
                 self._take(last, newest)
             last = data
-        numbers, self._length, self._skipped = marshal.loads(last)
-        self.summary = BuildSummary(*numbers)
+        self.summary = BuildSummary(*marshal.loads(last))
         return self.summary
 
     def _take(self, data: bytes, newest: int | None) -> None:
-        if self._db is None and newest is not None and _NEWEST.unpack_from(data)[0] > newest:
+        last, cut = _HEAD.unpack_from(data)
+        if self._db is None and newest is not None and last > newest:
             self._begin()
+        if newest != AT_ONCE:
+            self._keep(data, cut)
         if self._db is not None:
-            self._insert(self._db, data)
-        else:
-            self._rows.write(_LENGTH.pack(len(data)) + data)
+            self._insert(self._db, data, cut)
+
+    def _keep(self, data: bytes, cut: int) -> None:
+        digests, places, linked = _done(data, cut)
+        for number in linked:
+            self._linked[number] = len(self._chunks)
+        self.leaves += digests
+        self._places.extend(places)
+        self._chunks.append(self._spool.tell())
+        self._spool.write(_LENGTH.pack(len(data)))
+        self._spool.write(data)
+
+    def _kept(self, chunk: int) -> tuple[bytes, int]:
+        self._spool.seek(self._chunks[chunk])
+        data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
+        return data, _HEAD.unpack_from(data)[1]
+
+    def stretch(self, leaf: int) -> tuple[Stretch, Firsts]:
+        """What a leaf (by its number) is the digest of; once it is finished."""
+        place = self._places[leaf]
+        data, cut = self._kept(place >> _MANY)
+        stretch = next(islice(_stretches(data, cut), place % (1 << _MANY), None))
+        firsts: Firsts = {}
+        if leaf in self._linked:
+            firsts = _done(*self._kept(self._linked[leaf]))[2][leaf]
+        return stretch, firsts
 
     def _begin(self) -> sqlite3.Connection:
-        """Begin the index, with the rows so far."""
+        """Begin the index, with the stretches so far."""
         with writing(self._path):
             self._db = db = schema.create(self._path)
-        self._rows.seek(0)
-        while head := self._rows.read(_LENGTH.size):
-            self._insert(db, self._rows.read(_LENGTH.unpack(head)[0]))
+        self._numbering = Numbering()
+        for chunk in range(len(self._chunks)):
+            self._insert(db, *self._kept(chunk))
+        self._spool.seek(0, os.SEEK_END)
         return db
 
-    def _insert(self, db: sqlite3.Connection, data: bytes) -> None:
-        rows, segments = marshal.loads(memoryview(data)[_NEWEST.size :])
+    def _insert(self, db: sqlite3.Connection, data: bytes, cut: int) -> None:
+        self._write(db, self._order.push(_stretches(data, cut)))
+
+    def _write(self, db: sqlite3.Connection, names: Iterator[Found | Skipped]) -> None:
+        """Write rows for the next names."""
+        assert self._numbering is not None
+        segments: list[tuple[int, int, int]] = []
+        skipped: list[Skipped] = []
+
+        def more(number: int, data: Iterable[tuple[int, int]], _: object) -> None:
+            segments.extend((number, start, stop) for start, stop in data)
+
+        rows = self._numbering.rows(names, skipped.append, more)
         with writing(self._path):
             db.executemany(schema.INSERT_ENTRY, rows)
             db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
+            db.executemany(schema.INSERT_SKIPPED, skipped)
 
     def write(self) -> BuildSummary:
         """Have the index, once, in its new file; it is not synced. Raises TarLikeError."""
         db = self._db or self._begin()
+        assert self._numbering is not None
+        self._write(db, self._order.end())
+        length = self._numbering.length
         with writing(self._path):
-            insert = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
-            db.executemany(insert, self._skipped)
-            describe(db, self.summary, self._length, NO_HASH, self._url, self._wanted)
+            describe(db, self.summary, length, NO_HASH, self._url, self._wanted)
             db.execute("COMMIT")
         return self.summary
 
     def close(self) -> None:
-        """Give up the rows; the source is closed by whoever opened it."""
+        """Give up the stretches; the source is closed by whoever opened it."""
         self._packed = iter(())
-        self._rows.close()
+        self._spool.close()
+        if self._numbering is not None:
+            self._numbering.close()
         if self._db is not None:
             self._db.close()
 
 
-def _pack(scan: Iterator[Found | Skipped]) -> Iterator[bytes]:
-    """Chunks of rows; the last one says what they are together."""
-    numbering, identity = Numbering(), Identity(NO_HASH)
-    summary = numbering.summary
-    segments: list[tuple[int, int, int]] = []
-    skipped: list[tuple[bytes, str, str]] = []
+def _stretches(data: bytes, cut: int) -> Iterator[Stretch]:
+    return unpacked(memoryview(data)[_HEAD.size : _HEAD.size + cut])
 
-    def skip(one: Skipped) -> None:
-        summary.count_skipped(one)
-        skipped.append((one.path, one.kind, one.detail))
 
-    def more(number: int, data: Iterable[tuple[int, int]], _: object) -> None:
-        segments.extend((number, start, stop) for start, stop in data)
+def _done(data: bytes, cut: int) -> tuple[bytes, list[int], dict[int, Firsts]]:
+    """The leaves that were done by the end of a chunk."""
+    done: tuple[bytes, list[int], dict[int, Firsts]]
+    done = marshal.loads(memoryview(data)[_HEAD.size + cut :])
+    return done
 
-    rows = numbering.rows(scan, skip, more)
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        identity.add(chunk)
-        newest = max(row[6] for row in chunk)
-        yield _NEWEST.pack(newest) + marshal.dumps((chunk, segments))
-        segments.clear()
-    for path, kind, _ in skipped:
-        identity.add_skipped(path, kind)
-    numbering.close()
-    summary.id = identity.id()
-    summary.added = summary.entries
-    yield marshal.dumps((astuple(summary), numbering.length, skipped))
+
+def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
+    """Chunks of stretches, with the leaves that are done; the last one says what they are together.
+
+    A stretch is there before those below its directories, its leaf after those of them.
+    """
+    leaves = _Leaves()
+    for number, chunk in enumerate(chunks(scan)):
+        for place, stretch in enumerate(chunk, number << _MANY):
+            leaves.push(stretch, place)
+        yield _chunk(chunk, leaves)
+    leaves.end()
+    yield _chunk([], leaves)
+    yield marshal.dumps(astuple(leaves.summary()))
+
+
+def _chunk(stretches: list[Stretch], leaves: _Leaves) -> bytes:
+    data = packed(stretches)
+    newest = max((stretch.newest for stretch in stretches), default=AT_ONCE)
+    return b"".join((_HEAD.pack(newest, len(data)), data, leaves.taken()))
+
+
+class _Open:
+    """A stretch that is not at its end."""
+
+    __slots__ = ("firsts", "inodes", "links", "passed", "place", "skipped", "stretch")
+
+    def __init__(self, stretch: Stretch, place: int) -> None:
+        self.stretch = stretch
+        self.place = place
+        self.passed = 0
+        self.links = self.skipped = 0
+        """How many of those it has were passed."""
+        self.firsts: Firsts = {}
+        self.inodes = stretch.inodes() if stretch.linked else ((), ())
+
+
+class _Leaves:
+    """The leaves of the stretches of a scan, and the id."""
+
+    def __init__(self) -> None:
+        self._summary = BuildSummary()
+        self._identity = Identity(NO_HASH, _no_path)
+        self._inodes: Inodes[bytes] = Inodes()
+        self._place = 0
+        self._order = InOrder(lambda stretch: _Open(stretch, self._place))
+        self._count = 0
+        self._digests: list[bytes] = []
+        self._places: list[int] = []
+        self._linked: dict[int, Firsts] = {}
+
+    def push(self, stretch: Stretch, place: int) -> None:
+        """The next stretch of the scan."""
+        self._place = place
+        for opened, count in self._order.push(stretch):
+            self._pass(opened, count)
+
+    def end(self) -> None:
+        """There are no more."""
+        for opened, _ in self._order.end():
+            self._pass(opened, None)
+
+    def taken(self) -> bytes:
+        """The leaves since the last call: see ``_done``."""
+        data = marshal.dumps((b"".join(self._digests), self._places, self._linked))
+        self._digests, self._places, self._linked = [], [], {}
+        return data
+
+    def summary(self) -> BuildSummary:
+        """What there was, at the end."""
+        self._inodes.close()
+        self._summary.id = self._identity.id()
+        self._summary.added = self._summary.entries
+        return self._summary
+
+    def _pass(self, opened: _Open, count: int | None) -> None:
+        """Go past so many names of a stretch, or all."""
+        stretch = opened.stretch
+        stop = opened.passed + count if count is not None else len(stretch.names) + 1
+        if stretch.linked:
+            self._pass_links(opened, stop)
+        if stretch.skipped:
+            self._pass_skipped(opened, stop)
+        opened.passed = stop
+        if count is None and stretch.names:
+            self._close(opened)
+
+    def _pass_links(self, opened: _Open, stop: int) -> None:
+        stretch, (devs, inos) = opened.stretch, opened.inodes
+        prefix = stretch.directory + b"/" if stretch.directory else b""
+        for position in islice(stretch.linked, opened.links, None):
+            if position >= stop:
+                return
+            opened.links += 1
+            path = prefix + stretch.names[position]
+            first = self._inodes.first(devs[position], inos[position], path)
+            if first != path:
+                opened.firsts[position] = first
+
+    def _pass_skipped(self, opened: _Open, stop: int) -> None:
+        for position, fields in islice(opened.stretch.skipped, opened.skipped, None):
+            if position >= stop:
+                return
+            opened.skipped += 1
+            skipped = Skipped(*fields)
+            self._summary.count_skipped(skipped)
+            self._identity.add_skipped(skipped.path, skipped.kind)
+
+    def _close(self, opened: _Open) -> None:
+        stretch, firsts, summary = opened.stretch, opened.firsts, self._summary
+        told, targets = stretch.told, stretch.targets
+        summary.entries += len(stretch.names)
+        summary.files += stretch.files
+        summary.bytes += stretch.file_bytes
+        if firsts:
+            told, files, size = stretch.without(firsts)
+            summary.files -= files
+            summary.bytes -= size
+            targets = {at: target for at, target in targets.items() if at not in firsts}
+            self._linked[self._count] = firsts
+        digest = leaf_digest(stretch.directory, stretch.names, told, targets, firsts, {})
+        self._identity.add_leaf(stretch.directory, stretch.names[0], digest)
+        self._digests.append(digest)
+        self._places.append(opened.place)
+        self._count += 1
+
+
+def _no_path(_: int) -> bytes:
+    raise AssertionError("A scan has no rows.")

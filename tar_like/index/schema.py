@@ -9,7 +9,7 @@ from tar_like.database import Damaged, connect_readonly, damage, scratch
 from tar_like.errors import IndexInvalid
 
 APPLICATION_ID = 0x544C494B  # "TLIK"
-VERSION = 2
+VERSION = 3
 
 TABLES = (
     """CREATE TABLE meta (
@@ -57,8 +57,13 @@ TABLES = (
   FROM entry WHERE kind = 'f'""",
 )
 INSERT_ENTRY = "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+INSERT_SKIPPED = "INSERT INTO skipped (path, kind, detail) VALUES (?, ?, ?)"
 SELECT_ENTRY = (
     "SELECT id,path,kind,size,offset,mode,mtime,uid,gid,target,link,hash,ctime,ino,token FROM entry"
+)
+SELECT_XATTR = (
+    "SELECT x.entry_id, e.path, x.name, x.value FROM xattr x LEFT JOIN entry e "
+    "ON e.id = x.entry_id ORDER BY x.entry_id, x.name"
 )
 
 

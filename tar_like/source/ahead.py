@@ -1,6 +1,6 @@
 """Scanning in a process of its own: what is done with the names goes on beside it.
 
-    the first names here > fork > child: scan > packed > a pipe | here: out of the pipe
+    the first stretches here > fork > child: scan > packed > a pipe | here: out of the pipe
 
 The child goes on with the very iterator that it inherits. A small tree costs no process, and a
 process that has threads forks none: there the scan stays where it is.
@@ -16,41 +16,70 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
 from tar_like.errors import SourceUnusable
 from tar_like.process import start_pool_worker
 from tar_like.source.contract import Found, Skipped
+from tar_like.source.stretch import Stretch, found_in_order
 
 FIRST = 1000
 """Names that are scanned before a process is worth its start."""
-CHUNK = 256
+CHUNK = 1000
 AHEAD = 1 << 20
 """Bytes that may wait to be taken."""
 _LENGTH = struct.Struct("<I")
 _END = _LENGTH.pack(0)
 
-Names = Iterator[Found | Skipped]
+Stretches = Iterator[Stretch]
 
 
-def ahead(scan: Names) -> Names:
-    """The same names in the same order; the scan has begun when this returns.
+def ahead(scan: Stretches) -> Iterator[Found | Skipped]:
+    """The names of the stretches in order; the scan has begun when this returns.
 
     Iterating raises SourceUnusable when the scanning process dies.
     """
-    return itertools.chain.from_iterable(map(_unpacked, ahead_as(scan, _packed)))
+    return found_in_order(itertools.chain.from_iterable(map(unpacked, ahead_as(scan, _packed))))
 
 
-def ahead_as(scan: Names, pack: Callable[[Names], Iterator[bytes]]) -> Iterator[bytes]:
-    """What ``pack`` makes of the names, there too; ``ahead`` for what is best done beside them."""
-    first = list(itertools.islice(scan, FIRST + 1))
-    packed = pack(itertools.chain(first, scan))
-    if len(first) <= FIRST or threading.active_count() > 1:
-        return packed
-    rest = _from_child(packed)
+def ahead_as(scan: Stretches, pack: Callable[[Stretches], Iterator[bytes]]) -> Iterator[bytes]:
+    """What ``pack`` makes of a scan, there too; ``ahead`` for what is best done beside it."""
+    first, names = [], 0
+    for stretch in scan:
+        first.append(stretch)
+        names += len(stretch.names) + len(stretch.skipped)
+        if names > FIRST:
+            break
+    made = pack(itertools.chain(first, scan))
+    if names <= FIRST or threading.active_count() > 1:
+        return made
+    rest = _from_child(made)
     next(rest)
     return cast(Iterator[bytes], rest)
+
+
+def chunks(scan: Stretches) -> Iterator[list[Stretch]]:
+    """The stretches in lists of some CHUNK names."""
+    chunk, names = [], 0
+    for stretch in scan:
+        chunk.append(stretch)
+        names += len(stretch.names) + 1
+        if names >= CHUNK:
+            yield chunk
+            chunk, names = [], 0
+    if chunk:
+        yield chunk
+
+
+def packed(stretches: Iterable[Stretch]) -> bytes:
+    """Stretches as bytes, for ``unpacked``, by this very version."""
+    return marshal.dumps([tuple(stretch) for stretch in stretches], 2)
+
+
+def unpacked(data: bytes | memoryview) -> Iterator[Stretch]:
+    """The stretches again."""
+    return map(Stretch._make, marshal.loads(data))
 
 
 def _from_child(packed: Iterator[bytes]) -> Iterator[bytes | None]:
@@ -95,19 +124,8 @@ def _run_child(parent: int, packed: Iterator[bytes], writer: int) -> None:
         os._exit(code)
 
 
-def _packed(scan: Names) -> Iterator[bytes]:
-    while chunk := list(map(tuple, itertools.islice(scan, CHUNK))):
-        yield marshal.dumps(chunk)
-
-
-def _unpacked(data: bytes) -> Names:
-    return map(_made, marshal.loads(data))
-
-
-def _made(fields: tuple[Any, ...]) -> Found | Skipped:
-    if len(fields) == len(Skipped._fields):
-        return Skipped(*fields)
-    return tuple.__new__(Found, fields)  # half the time of Found._make
+def _packed(scan: Stretches) -> Iterator[bytes]:
+    return map(packed, chunks(scan))
 
 
 def _next(pipe: BinaryIO) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from tar_like.codec import Omission
 from tar_like.layout import Piece
+
+if TYPE_CHECKING:
+    from tar_like.source.stretch import Stretch
 
 
 class Found(NamedTuple):
@@ -99,9 +102,12 @@ class Begins(Protocol):
         """Begin a scan; the ``scan`` of just this goes on with it. Raises SourceUnusable."""
 
     def scan_as(
-        self, wanted: Wanted, pack: Callable[[Iterator[Found | Skipped]], Iterator[bytes]]
+        self, wanted: Wanted, pack: Callable[[Iterator[Stretch]], Iterator[bytes]]
     ) -> Iterator[bytes]:
-        """What ``pack`` makes of a scan, beside that; it has begun then. Raises SourceUnusable."""
+        """What ``pack`` makes of a scan's stretches, each before those below its directories.
+
+        It is made beside this; the scan has begun when this returns. Raises SourceUnusable.
+        """
 
 
 @runtime_checkable

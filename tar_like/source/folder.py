@@ -1,6 +1,7 @@
 """A folder as a source.
 
-    scan: depth first, names sorted as bytes, each stat'ed through its directory's fd
+    scan: depth first, names sorted as bytes, each stat'ed through its directory's fd;
+          a stretch of them at once, one by one only where something is out of the ordinary
     read: openat > preadv > fstat > close, the fstat last: what changed meanwhile is noticed
 
 A part of a file is compared by ctime, too, so that parts of two versions never make up a file.
@@ -18,8 +19,10 @@ import heapq
 import itertools
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter, lt, mul
 from typing import BinaryIO
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
@@ -28,12 +31,11 @@ from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
 from tar_like.source.ahead import ahead, ahead_as
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
+from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of, stretch_of_found
 from tar_like.sparse import data_of
 
 RUN = 100_000
 """Names of one directory that are sorted in memory; more are merged from sorted files."""
-BATCH = 256
-"""Names of one directory that are looked at before the first of them is given."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -66,33 +68,34 @@ class FolderSource:
         self._walker.close()
 
     def begin(self, wanted: Wanted) -> None:
-        self._begun = wanted, ahead(self._scan(wanted))
+        self._begun = wanted, ahead(self._stretches(wanted))
 
     def scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
         begun, self._begun = self._begun, None
-        return begun[1] if begun and begun[0] == wanted else ahead(self._scan(wanted))
+        return begun[1] if begun and begun[0] == wanted else ahead(self._stretches(wanted))
 
     def scan_as(
-        self, wanted: Wanted, pack: Callable[[Iterator[Found | Skipped]], Iterator[bytes]]
+        self, wanted: Wanted, pack: Callable[[Iterator[Stretch]], Iterator[bytes]]
     ) -> Iterator[bytes]:
-        return ahead_as(self._scan(wanted), pack)
+        return ahead_as(self._stretches(wanted), pack)
 
-    def _scan(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def _stretches(self, wanted: Wanted) -> Iterator[Stretch]:
         (root,) = self._look_at(b"", [b"."], replace(wanted, keep=None))
         listing = self._list(b"", wanted)
         first = next(listing, None)
-        for item in (root, first):
+        unreadable = first.skipped if first is not None else ()
+        for item in (root, *(Skipped(*skipped) for _, skipped in unreadable)):
             if isinstance(item, Skipped) and item.path in (b"", b"."):
                 raise SourceUnusable(f"The folder {self._base} cannot be read: {item.detail}.")
         assert isinstance(root, Found)
-        yield root._replace(path=b"")
-        stack = [listing if first is None else itertools.chain((first,), listing)]
+        yield stretch_of_found(b"", [root._replace(path=b"")])
+        stack = [_steps(listing if first is None else itertools.chain((first,), listing))]
         while stack:
-            for found in stack[-1]:
-                yield found
-                if found.kind == DIRECTORY:
-                    stack.append(self._list(found.path, wanted))
+            for step in stack[-1]:
+                if isinstance(step, bytes):
+                    stack.append(_steps(self._list(step, wanted)))
                     break
+                yield step
             else:
                 stack.pop()
 
@@ -144,27 +147,45 @@ class FolderSource:
             position = end
         return Reading(position, omissions)
 
-    def _list(self, directory: bytes, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def _list(self, directory: bytes, wanted: Wanted) -> Iterator[Stretch]:
         """What is in a directory, in order."""
         try:
             names = iter(self._names(directory))
         except OSError as error:
-            return iter((Skipped(directory, "unreadable", cause(error)),))
+            what = Skipped(directory, "unreadable", cause(error))
+            yield stretch_of_found(directory, [what])
+            return
         if not directory:
             names = (name for name in names if name != RESERVED)
-        return itertools.chain.from_iterable(self._batches(directory, names, wanted))
-
-    def _batches(
-        self, directory: bytes, names: Iterator[bytes], wanted: Wanted
-    ) -> Iterator[list[Found | Skipped]]:
-        while batch := list(itertools.islice(names, BATCH)):
-            yield self._look_at(directory, batch, wanted)
+        one_by_one: list[Found | Skipped] = []
+        room = STRETCH
+        while batch := list(itertools.islice(names, room)):
+            stretch = None if one_by_one else self._at_once(directory, batch, wanted)
+            if stretch is not None:
+                yield stretch
+                continue
+            one_by_one += self._look_at(directory, batch, wanted)
+            room = STRETCH - sum(isinstance(one, Found) for one in one_by_one)
+            if room in (0, STRETCH):
+                yield stretch_of_found(directory, one_by_one)
+                one_by_one, room = [], STRETCH
+        if one_by_one:
+            yield stretch_of_found(directory, one_by_one)
 
     def _names(self, directory: bytes) -> Iterable[bytes]:
         """The names in a directory, sorted as bytes. Raises OSError."""
         # By this path the names come as bytes, and the O_PATH fd is opened for reading.
         with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(directory)) as entries:
             return sorted_names(entries)
+
+    def _at_once(self, directory: bytes, names: list[bytes], wanted: Wanted) -> Stretch | None:
+        """These names of a directory; None where they must be looked at one by one."""
+        if wanted.keep or wanted.xattrs or wanted.acls:
+            return None
+        try:
+            return _stretch(self._walker.dirfd(directory), directory, names)
+        except (OSError, struct.error):
+            return None
 
     def _look_at(
         self, directory: bytes, names: list[bytes], wanted: Wanted
@@ -178,10 +199,57 @@ class FolderSource:
         return _look_at(parent, prefix, names, wanted)
 
 
+def _steps(listing: Iterator[Stretch]) -> Iterator[Stretch | bytes]:
+    """The stretches of a directory, and after each the directories in it."""
+    for stretch in listing:
+        yield stretch
+        yield from stretch.folders()
+
+
+def _stretch(parent: int, directory: bytes, names: list[bytes]) -> Stretch | None:
+    """The hot path of a scan.
+
+    None where there is something that is neither file, directory nor symlink. Raises OSError, and
+    struct.error for what is out of range.
+    """
+    os_stat = os.stat
+    stats = [_FIELDS(os_stat(name, dir_fd=parent, follow_symlinks=False)) for name in names]
+    modes: Sequence[int]
+    sizes: Sequence[int]
+    links: Sequence[int]
+    modes, sizes, mtimes, uids, gids, ctimes, inos, devs, links, blocks = zip(*stats, strict=True)
+    files = len(names)
+    targets: dict[int, bytes] = {}
+    if min(modes) < stat.S_IFREG or max(modes) >= stat.S_IFLNK:
+        modes, sizes, links = list(modes), list(sizes), list(links)
+        for position, mode in enumerate(modes):
+            kind = mode & FORMAT
+            if kind == stat.S_IFREG:
+                continue
+            files -= 1
+            sizes[position] = 0
+            if kind == stat.S_IFDIR:
+                links[position] = 1
+            elif kind == stat.S_IFLNK:
+                targets[position] = os.readlink(names[position], dir_fd=parent)
+                modes[position] = stat.S_IFLNK | 0o777
+            else:
+                return None
+    segments = {}
+    if any(map(lt, map(mul, blocks, itertools.repeat(512)), sizes)):
+        for position, (has, size) in enumerate(zip(blocks, sizes, strict=True)):
+            if has * 512 < size:
+                found = _segments(names[position], parent, size)
+                if found is not None:
+                    segments[position] = found
+    columns = modes, sizes, mtimes, uids, gids, ctimes, inos, devs, links
+    return stretch_of(directory, names, columns, files, targets=targets, segments=segments)
+
+
 def _look_at(
     parent: int, prefix: bytes, names: list[bytes], wanted: Wanted
 ) -> list[Found | Skipped]:
-    """The hot path of a scan."""
+    """These names, one by one."""
     seen: list[Found | Skipped] = []
     keep, with_xattrs = wanted.keep, wanted.xattrs or wanted.acls
     os_stat, new = os.stat, tuple.__new__  # half the time of Found(...), a million times
@@ -191,7 +259,7 @@ def _look_at(
             st = os_stat(name, dir_fd=parent, follow_symlinks=False)
             mode, ino, dev, links, uid, gid, size, _, _, _ = st
             mtime, ctime = st.st_mtime_ns, st.st_ctime_ns
-            kind = _KINDS.get(mode & _FORMAT)
+            kind = KINDS.get(mode & FORMAT)
             if keep and not keep(path, kind == DIRECTORY):
                 continue
             target, segments = b"", None
@@ -232,9 +300,11 @@ def _trouble(error: OSError) -> str:
     return "vanished during the scan" if isinstance(error, FileNotFoundError) else cause(error)
 
 
-_FORMAT = 0o170000
+_FIELDS = attrgetter(
+    "st_mode", "st_size", "st_mtime_ns", "st_uid", "st_gid",
+    "st_ctime_ns", "st_ino", "st_dev", "st_nlink", "st_blocks",
+)  # fmt: skip
 _SIGN = 1 << 63
-_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 
 
 def _signed(number: int) -> int:

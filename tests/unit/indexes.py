@@ -99,13 +99,17 @@ def seal(path: Path) -> str:
     with edit(path) as db:
         algorithm = db.execute("SELECT value FROM meta WHERE key = 'hash'").fetchone()[0]
         rows = [Entry._make(row) for row in db.execute(f"{schema.SELECT_ENTRY} ORDER BY id")]
-        identity = Identity(str(algorithm))
-        with contextlib.suppress(struct.error, TypeError, AttributeError, OverflowError):
+        identity = Identity(str(algorithm), lambda entry_id: rows[entry_id].path)
+        index_id = "0" * 64
+        with contextlib.suppress(
+            struct.error, TypeError, AttributeError, LookupError, OverflowError
+        ):
             identity.add(rows)
-            for xattr in db.execute("SELECT entry_id, name, value FROM xattr ORDER BY 1, 2"):
+            for _, *xattr in db.execute(schema.SELECT_XATTR):
                 identity.add_xattr(*xattr)
             for skipped in db.execute("SELECT path, kind FROM skipped ORDER BY id"):
                 identity.add_skipped(*skipped)
-        for key, value in (("id", identity.id()), ("entries", str(len(rows)))):
+            index_id = identity.id()
+        for key, value in (("id", index_id), ("entries", str(len(rows)))):
             db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
-    return identity.id()
+    return index_id

@@ -12,6 +12,7 @@ import pytest
 from tar_like.database import connect
 from tar_like.errors import NotFound
 from tar_like.index import BuildOptions, Recorded, build_index, validate
+from tar_like.index.schema import VERSION
 from tar_like.proxy.look import Seen, begin, last_index, read_look, run_look
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Planning, Wish
@@ -246,3 +247,20 @@ def test_the_receiver_knows_the_last_time_of_its_tree(source: Path, dest: Path) 
     os.utime(source / "d/after", ns=(5 * 10**18, 5 * 10**18))
     assert sync(source, dest, algorithm="none") == {}
     assert begin(Destination(str(dest))).newest == 5 * 10**18
+
+
+def test_a_ledger_of_an_earlier_version_still_knows_its_content(source: Path, dest: Path) -> None:
+    """Its id is none that a tree has now; nothing is sent or refused for that."""
+    destination = Destination(str(dest))
+    ledger = dest / ".tar_like/ledger.db"
+    with closing(connect(str(ledger), "rw")) as db:
+        db.execute("PRAGMA user_version=2")
+        db.execute("UPDATE meta SET value = ? WHERE key = 'id'", ("0" * 64,))
+    assert begin(destination).index == "0" * 64
+    look(dest)
+    (source / "new").write_text("new")
+    assert planned(source, dest, TOKEN) == {"new"}
+    assert sync(source, dest, algorithm="none") == {}
+    trees.assert_same(source, dest)
+    with closing(connect(str(ledger), "ro")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)

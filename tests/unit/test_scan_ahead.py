@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from tar_like.errors import SourceUnusable
 from tar_like.source import Found, Skipped, Wanted
 from tar_like.source.ahead import FIRST, ahead
 from tar_like.source.folder import FolderSource
+from tar_like.source.stretch import Stretch, stretch_of_found
 
 
 def _found(number: int) -> Found:
     return Found(
-        b"%05d" % number, "f", number, 0o644, -number, 0, 0, b"", 7, number, 8, 1, b"tag",
+        b"%05d" % number, "f", number, 0o644, -number, 0, 0, b"", 7, number, 8, 1, b"",
         ((0, 4096),) if number % 2 else None, ((b"user.a", b"b"),),
     )  # fmt: skip
 
@@ -27,6 +29,13 @@ def _names(count: int) -> list[Found | Skipped]:
         Skipped(b"%05d" % number, "special", "FIFO") if number % 7 == 0 else _found(number)
         for number in range(count)
     ]
+
+
+def _stretches(names: Iterable[Found | Skipped]) -> Iterator[Stretch]:
+    """A few names each."""
+    names = iter(names)
+    while few := list(itertools.islice(names, 3)):
+        yield stretch_of_found(b"", few)
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def _children() -> set[str]:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("count", [0, 1, FIRST - 1, FIRST, FIRST + 1, 3 * FIRST])
 def test_the_same_names(count: int) -> None:
-    assert list(ahead(iter(_names(count)))) == _names(count)
-    assert all(type(one) in (Found, Skipped) for one in ahead(iter(_names(count))))
+    assert list(ahead(_stretches(_names(count)))) == _names(count)
+    assert all(type(one) in (Found, Skipped) for one in ahead(_stretches(_names(count))))
 
 
 @pytest.mark.usefixtures("alone")
@@ -52,14 +61,14 @@ def test_scanned_by_another_process() -> None:
         for _ in range(FIRST + 300):
             yield Skipped(str(os.getpid()).encode(), "special", "")
 
-    seen = {one.path for one in ahead(pids())}
+    seen = {one.path for one in ahead(_stretches(pids()))}
     assert len(seen) == 2
 
 
 def test_threads_forbid_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threading.active_count", lambda: 2)
     monkeypatch.setattr("os.fork", lambda: pytest.fail("forked"))
-    assert list(ahead(iter(_names(2 * FIRST)))) == _names(2 * FIRST)
+    assert list(ahead(_stretches(_names(2 * FIRST)))) == _names(2 * FIRST)
 
 
 @pytest.mark.usefixtures("alone")
@@ -69,13 +78,13 @@ def test_a_killed_scan_is_no_end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(SourceUnusable, match="killed"):
-        list(ahead(dying()))
+        list(ahead(_stretches(dying())))
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_scan_left_early_leaves_no_process() -> None:
     before = _children()
-    scan = ahead(iter(_names(100 * FIRST)))
+    scan = ahead(_stretches(_names(100 * FIRST)))
     for _ in range(FIRST + 10):
         next(scan)
     assert len(_children() - before) == 1

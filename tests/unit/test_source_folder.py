@@ -17,6 +17,7 @@ from tar_like.errors import SourceUnusable, UsageError
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, sort_key
 from tar_like.source import Found, Skipped, Wanted, folder, open_source
 from tar_like.source.folder import FolderSource
+from tar_like.source.stretch import found_in_order
 from tests import trees
 
 
@@ -145,7 +146,7 @@ def test_a_tree_is_in_order_however_many_names_are_looked_at_at_once(
             (inner / name).touch()
     paths = [os.fsencode(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
     for batch in (1, 2, 7, 30, 31):
-        monkeypatch.setattr(folder, "BATCH", batch)
+        monkeypatch.setattr(folder, "STRETCH", batch)
         assert list(scan(tmp_path)) == [b"", *sorted(paths, key=sort_key)]
 
 
@@ -280,14 +281,14 @@ def test_a_name_that_goes_during_the_scan_is_named(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been renamed to a name that was passed already."""
-    monkeypatch.setattr(folder, "BATCH", 1)
+    monkeypatch.setattr(folder, "STRETCH", 1)
     (work / "a").touch()
     (work / "b").touch()
     source = FolderSource(str(work))
-    found = source._scan(Wanted())  # as it goes on, without the first names taken at once
-    assert [next(found).path, next(found).path] == [b"", b"a"]
+    stretches = source._stretches(Wanted())  # as it goes on, without those taken at once
+    assert [next(stretches).names, next(stretches).names] == [[b""], [b"a"]]
     (work / "b").unlink()
-    (gone,) = found
+    (gone,) = found_in_order(stretches)
     source.close()
     assert isinstance(gone, Skipped)
     assert (gone.path, gone.kind) == (b"b", "unreadable")
