@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import accumulate
@@ -74,15 +74,28 @@ class ChunkList:
         return words[:: RECORD // 4]
 
     @cached_property
-    def starts(self) -> list[int]:
-        """Where each chunk begins in the file."""
-        found: list[int] = []
-        ends = list(accumulate(self.lengths, initial=0))
+    def _before(self) -> list[int]:
+        """How many bytes all chunks before each have, and at last how many all have."""
+        return list(accumulate(self.lengths, initial=0))
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first chunk of each range."""
+        found, position = [], 0
         for start, stop in self.ranges:
-            shift = start - ends[len(found)]
-            last = bisect_left(ends, stop - shift)
-            found += [end + shift for end in ends[len(found) : last]]
+            found.append(bisect_left(self._before, position))
+            position += stop - start
         return found
+
+    def start(self, number: int) -> int:
+        """Where a chunk begins in the file."""
+        at = bisect_right(self._firsts, number) - 1
+        before = self._before
+        return self.ranges[at][0] + before[number] - before[self._firsts[at]]
+
+    def size(self, first: int, stop: int) -> int:
+        """The bytes of chunks in a row."""
+        return self._before[stop] - self._before[first]
 
     @cached_property
     def names(self) -> list[bytes]:
@@ -103,14 +116,14 @@ class ChunkList:
             return not self.ranges
         if min(self.lengths) < 1 or max(self.lengths) > longest(average_size):
             return False
-        ends = list(accumulate(self.lengths))
+        before = self._before
         position = last = 0
         for start, stop in self.ranges:
             position += stop - start
-            last = bisect_left(ends, position)
-            if last == len(ends) or ends[last] != position:
+            last = bisect_left(before, position)
+            if last == len(before) or before[last] != position:
                 return False
-        return last == len(ends) - 1
+        return last == len(self)
 
     def to_bytes(self) -> bytes:
         """count:u64 (start:u64 stop:u64)... records, and 8 bytes of XXH3-64 over that."""
@@ -391,10 +404,10 @@ def shared(new: ChunkList, old: ChunkList) -> list[Span]:
 def moves(spans: Iterable[Span], new: ChunkList, old: ChunkList) -> Iterator[Move]:
     """The ranges of bytes that runs of chunks come to; holes divide them."""
     for span in spans:
-        start, source = new.starts[span.new], old.starts[span.old]
+        start, source = new.start(span.new), old.start(span.old)
         last = span.many - 1
-        before = sum(new.lengths[span.new : span.new + last])
-        if (new.starts[span.new + last], old.starts[span.old + last]) == (
+        before = new.size(span.new, span.new + last)
+        if (new.start(span.new + last), old.start(span.old + last)) == (
             start + before,
             source + before,
         ):

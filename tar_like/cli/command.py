@@ -110,13 +110,15 @@ def _database_errors() -> tuple[type[Exception], ...]:
 
 
 def _run(words: list[str], output: Output) -> int:
+    _collect_rarely()
     parser = _make_parser(words)
     options = parser.parse_args(words)
     if options.command is None:
         raise UsageError(f"Name a command: {', '.join(COMMANDS)} (see 'tar-like --help').")
     output.command = options.command
-    _collect_rarely()
-    return int(import_module(f"tar_like.cli.{options.command}").run(options, output))
+    code = int(import_module(f"tar_like.cli.{options.command}").run(options, output))
+    gc.freeze()  # the interpreter's end would look for cycles again: 25 ms of every command
+    return code
 
 
 def _collect_rarely() -> None:

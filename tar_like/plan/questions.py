@@ -157,6 +157,11 @@ class Questions:
         except (ValueError, TypeError) as error:
             raise IndexInvalid(f"The receiver's questions cannot be read ({error}).") from None
 
+    def tells(self, question: Question) -> bool:
+        """Whether there are such chunks, right or not."""
+        query = "SELECT length(known) FROM question WHERE entry_id = ?"
+        return bool(self._db.execute(query, (question.entry_id,)).fetchone()[0])
+
     def longest_answer(self, index: Index) -> int:
         """Bytes that a file of answers cannot exceed."""
         room = 1 << 20

@@ -100,7 +100,7 @@ class Assembler:
         if fd is None:
             return
         try:
-            if self._questions.known(question) is None:
+            if not self._questions.tells(question):
                 self._list_of(fd, question.average)
             if self._is_solid(entry):
                 self._clone(fd, entry)
@@ -278,7 +278,7 @@ class Assembler:
         for span in spans:
             for number in range(span.new, span.new + span.many):
                 view = self._buffer[: new.lengths[number]]
-                if os.preadv(fd, [view], new.starts[number]) == len(view) and (
+                if os.preadv(fd, [view], new.start(number)) == len(view) and (
                     chunks.of_chunk(view) == new.names[number]
                 ):
                     yield Span(number, number, 1)

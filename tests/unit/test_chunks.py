@@ -45,6 +45,10 @@ def test_a_file_is_cut_the_same_with_and_without_its_digest(size: int, dice: ran
     assert cut(reader(data), ranges, AVERAGE) == measured(data).chunks
 
 
+def starts(found: ChunkList) -> list[int]:
+    return [found.start(number) for number in range(len(found))]
+
+
 def names(data: bytes) -> list[bytes]:
     return listed(data, [(0, len(data))]).names
 
@@ -78,7 +82,7 @@ def test_bytes_in_the_place_of_others_are_cut_and_what_follows_is_compared(
     known = listed(old, [(0, len(old))])
     new = bytearray(old)
     middles = [
-        start + length // 2 for start, length in zip(known.starts, known.lengths, strict=True)
+        start + length // 2 for start, length in zip(starts(known), known.lengths, strict=True)
     ]
     for at in middles[10:-10:20]:
         new[at] ^= 1
@@ -112,7 +116,7 @@ def test_holes_are_zeros_in_the_digest_and_have_no_chunks() -> None:
     found = measure(reader(data), ranges, len(data), AVERAGE)
     assert found.digest == digest.of("blake3", data)
     rows = ChunkList(ranges, found.chunks)
-    assert (rows.starts[0], rows.starts[-1] + rows.lengths[-1]) == ranges[0]
+    assert (rows.start(0), rows.start(len(rows) - 1) + rows.lengths[-1]) == ranges[0]
 
 
 @given(st.lists(st.integers(0, 200_000), max_size=6), st.integers(0, 9))
@@ -128,7 +132,9 @@ def test_a_list_covers_its_ranges_and_fits(lengths: list[int], seed: int) -> Non
     assert covered.fits(AVERAGE)
     assert sum(covered.lengths) == sum(lengths)
     assert len(covered) <= chunks.most_records(position, len(ranges), AVERAGE)
-    assert ChunkList.from_bytes(covered.to_bytes(), AVERAGE).starts == covered.starts
+    again = ChunkList.from_bytes(covered.to_bytes(), AVERAGE)
+    assert starts(again) == starts(covered)
+    assert sorted(starts(again)) == starts(again)
     if lengths and sum(lengths):
         for wrong in (
             found.chunks[:-RECORD], found.chunks[:-1], found.chunks * 2,
@@ -167,7 +173,7 @@ def test_a_file_that_is_read_along_an_older_version_has_the_chunks_that_it_has_a
     assert along.fits(AVERAGE)
     assert along.names == [
         chunks.of_chunk(memoryview(data)[start : start + length])
-        for start, length in zip(along.starts, along.lengths, strict=True)
+        for start, length in zip(starts(along), along.lengths, strict=True)
     ]
     for start, source, length in moves(spans, along, known):
         assert data[start : start + length] == old[source : source + length]
