@@ -3,6 +3,9 @@
     ledger, entry by entry > stat of its name > the same fingerprint, or metadata > looks/TOKEN.json
                                               > files that have another           > looks/TOKEN.db
 
+Of a directory that a look before has found as the ledger says it only sees that it is still so
+(sights); the ledger's entries are gone through where it is not.
+
 A sender has it begun before it scans its tree, so both go on side by side. When the tree turns out
 to be the one of the last commit, and this found nothing changed since, there is nothing to do: no
 index is sent, no plan made. When it is another, its survey need not look at every file again. It
@@ -19,7 +22,7 @@ import re
 import secrets
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from tar_like.database import connect, connect_readonly, scratch
@@ -30,16 +33,29 @@ from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
 from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.place import HOME, Destination, held
+from tar_like.proxy.sights import (
+    STRETCH,
+    Remembered,
+    Sight,
+    Taking,
+    Writing,
+    is_same,
+    state,
+)
 from tar_like.rules import Rules
 from tar_like.wire import COMPLETE, Look, Status
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _OLD = 86400.0
 """Seconds after which a look is nobody's any more."""
+_SETTLING = 2.0
+"""Seconds in which times may be too coarse to tell two symlinks apart."""
+_SIGHTS = "sights"
 _QUERY = """
-SELECT e.id, CAST(e.path AS BLOB), e.kind, e.size, e.mtime, l.ino, l.ctime
+SELECT e.id, CAST(e.path AS BLOB), e.kind, l.ino, l.ctime, e.mtime, e.size
 FROM entry e LEFT JOIN landed l ON l.entry_id = e.id ORDER BY e.id
 """
+_Row = tuple[int, bytes, str, int | None, int | None, int, int]
 TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
 _INSERT = "INSERT INTO touched VALUES (?)"
 
@@ -63,9 +79,10 @@ class Seen:
 def run_look(destination: Destination, token: str) -> None:
     """Look, and leave in files what was seen."""
     final = _path(destination, token)
-    _forget_old(destination)
+    now = destination.now()
+    _forget_old(destination, now)
     with held(_lock(destination, token)):
-        seen = _look(destination, _path(destination, token, "db"))
+        seen = _look(destination, token, now)
         with open(f"{final}.tmp", "w", encoding="ascii") as file:
             json.dump(asdict(seen), file)
         os.replace(f"{final}.tmp", final)
@@ -128,8 +145,8 @@ def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> bool:
     db = connect_readonly(ledger_path)
     with contextlib.closing(db), Walker(root) as walker:
         look = _Look(db, walker, same=True)
-        into.executemany(_INSERT, ((number,) for number in look.touched(_QUERY)))
-        return look.same and not look.extra()
+        into.executemany(_INSERT, ((number,) for number in look.touched()))
+        return look.same and not look.extra
 
 
 def _path(destination: Destination, token: str, kind: str = "json") -> str:
@@ -148,37 +165,70 @@ def _version(destination: Destination) -> str:
     return f"{st.st_ino}-{st.st_mtime_ns}-{st.st_size}"
 
 
-def _forget_old(destination: Destination) -> None:
-    now = destination.now()
+def _forget_old(destination: Destination, now: float) -> None:
     with os.scandir(destination.looks) as files:
         for file in files:
             with contextlib.suppress(FileNotFoundError):
-                if now - file.stat().st_mtime > _OLD:
+                if now - file.stat().st_mtime > _OLD and file.name != _SIGHTS:
                     os.unlink(file.path)
 
 
-def _look(destination: Destination, touched: str) -> Seen:
+def _look(destination: Destination, token: str, now: float) -> Seen:
     version, index_id = _version(destination), last_index(destination)
     if not index_id:
         return Seen(index="", ledger=version)
+    sights, new = os.path.join(destination.looks, _SIGHTS), _path(destination, token, _SIGHTS)
     try:
-        db = connect(destination.ledger, "ro")
-        with contextlib.closing(db), Walker(destination.root) as walker:
-            kinds = db.execute("SELECT value FROM meta WHERE key = 'xattrs'").fetchone()
-            # Attributes are not looked at here.
-            look = _Look(db, walker, same=kinds is None or not kinds[0])
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(touched)
-            found = scratch(touched)
-            with contextlib.closing(found):
-                found.execute(TOUCHED.format(""))
-                found.executemany(_INSERT, ((number,) for number in look.touched(_QUERY)))
-                found.execute("COMMIT")
-            extra = look.same and look.extra()
-            same = look.same
+        with (
+            contextlib.closing(connect(destination.ledger, "ro")) as db,
+            contextlib.closing(Remembered(sights, version)) as remembered,
+            contextlib.closing(Writing(new, version)) as writing,
+            contextlib.closing(_new_list(_path(destination, token, "db"))) as touched,
+            Walker(destination.root) as walker,
+        ):
+            look = _Look(db, walker, same=not _has_attributes(db))
+            changed = _changed(remembered, walker) if look.same else set[bytes]()
+            if changed or not remembered.whole:
+                known = {one.path for one in remembered if one.path not in changed}
+                look.learn(writing, known if look.same else (), round((now - _SETTLING) * 1e9))
+                touched.executemany(_INSERT, ((number,) for number in look.touched()))
+                if look.same and not writing.empty:
+                    for one in remembered:
+                        if one.path in known:
+                            writing.add(one)
+                    writing.publish(sights, whole=look.whole)
+            touched.execute("COMMIT")
+            same, extra = look.same, look.same and look.extra
             return Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
     except (OSError, sqlite3.Error):
         return Seen(index=index_id, ledger=version)
+
+
+def _has_attributes(ledger: sqlite3.Connection) -> bool:
+    """Whether its entries have some: they are not looked at here."""
+    kinds = ledger.execute("SELECT value FROM meta WHERE key = 'xattrs'").fetchone()
+    return kinds is not None and bool(kinds[0])
+
+
+def _new_list(path: str) -> sqlite3.Connection:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    db = scratch(path)
+    db.execute(TOUCHED.format(""))
+    return db
+
+
+def _changed(sights: Iterable[Sight], walker: Walker) -> set[bytes]:
+    """The directories that are not as they were."""
+    changed = set()
+    for sight in sights:
+        try:
+            same = is_same(sight, walker.dirfd(sight.path))
+        except OSError:
+            same = False
+        if not same:
+            changed.add(sight.path)
+    return changed
 
 
 def report(destination: Destination, transfer_id: str, rules: Rules) -> Status:
@@ -210,96 +260,175 @@ class _Look:
         self._db = db
         self._walker = walker
         self._metadata = Metadata(frozenset())
-        self._extra: dict[bytes, int] = {}
-        """How many names each directory has besides those of the index that came by."""
-        self._unlisted: set[bytes] = set()
-        """Directories that none of the index's names has led into."""
+        self._known: Collection[bytes] = ()
+        self._writing: Writing | None = None
+        self._settled = 0
+        self._path: list[_Folder] = []
+        """The directories on the way to the names that come by."""
         self.same = same
         """Whether every entry was found in its place, as far as anybody wants to know."""
+        self.extra = False
+        """Whether a directory has names that the index lacks, where all that it has are there."""
+        self.whole = True
+        """Whether there are sights of all directories now."""
 
-    def touched(self, query: str) -> Iterator[int]:
-        """Files that are not as they were left, or not to be found. Raises sqlite3.Error."""
-        lstat = os.lstat
-        parent, fd, count = b"/", -1, 0  # in no directory yet
-        for number, path, kind, size, mtime, ino, ctime in self._db.execute(query):
-            folder, _, name = path.rpartition(b"/")
-            if folder != parent:
-                self._leave(parent, count)
-                parent, fd, count = folder, self._enter(folder), 0
-            count += 1
-            try:
-                st = lstat(name or b".", dir_fd=fd)
-            except OSError:
-                st = None
-            if kind == FILE:
-                if (
-                    st is None
-                    or st.st_ino != ino
-                    or st.st_ctime_ns != ctime
-                    or st.st_mtime_ns != mtime
-                    or st.st_size != size
-                ):
-                    self.same = False
-                    yield number
-            elif self.same:
-                self.same = st is not None and self._holds(self._entry(number), st, fd, name)
-                if kind == DIRECTORY and path:
-                    self._unlisted.add(path)
-        self._leave(parent, count)
+    def learn(self, writing: Writing, known: Collection[bytes], settled: int) -> None:
+        """Write the sights of directories, and leave out those that are ``known``.
 
-    def _enter(self, folder: bytes) -> int:
-        """A folder's fd; one that no name is found by, when there is none."""
+        A symlink that is younger than ``settled`` (ns) may be another one by now, and look the
+        same: its directory gets no sight.
+        """
+        self._writing, self._known, self._settled = writing, known, settled
+
+    def touched(self) -> Iterator[int]:
+        """Files that are not as they were left, or are gone. Raises sqlite3.Error, OSError."""
+        others = self._db.execute(f"{SELECT_ENTRY} WHERE kind IS NOT ? ORDER BY id", (FILE,))
+        at = self._enter(b"")
+        names, rows = list[bytes](), list[_Row]()  # files that come one after the other
+        for row in self._db.execute(_QUERY):
+            folder, _, name = row[1].rpartition(b"/")
+            if names and (folder != at.path or row[2] != FILE or len(names) == STRETCH):
+                yield from self._see(at, names, rows)
+                names, rows = [], []
+            if folder != at.path:
+                at = self._back_to(folder)
+            if row[2] == FILE:
+                names.append(name)
+                rows.append(row)
+            else:
+                self._judge(Entry._make(next(others)), name or b".", at)
+                if row[2] == DIRECTORY and folder != row[1]:
+                    at = self._enter(row[1])
+        yield from self._see(at, names, rows)
+        while self._path:
+            self._leave()
+
+    def _see(self, at: _Folder, names: list[bytes], rows: list[_Row]) -> Iterator[int]:
+        """Files of one folder that are not as they were left."""
+        if at.known:
+            return
+        at.count += len(names)
+        fd, lstat, found = at.fd, os.lstat, state
         try:
-            fd = self._walker.dirfd(folder)
+            states = [found(lstat(name, dir_fd=fd)) for name in names]
         except OSError:
+            states = []
+        if [one[:4] for one in states] != [row[3:] for row in rows]:
             self.same = False
-            return -1
-        if self.same and folder not in self._extra:
-            self._list(folder, fd)
-        return fd
+            yield from (
+                row[0]
+                for name, row in zip(names, rows, strict=True)
+                if _fingerprint(name, fd) != row[3:]
+            )
+        elif at.taking is not None:
+            at.taking.add(names, states)
 
-    def _leave(self, folder: bytes, count: int) -> None:
-        """So many of a folder's names came by."""
-        if folder in self._extra:
-            self._extra[folder] -= count
+    def _enter(self, folder: bytes) -> _Folder:
+        """Go into a folder; without an fd, by which no name is found, when there is none."""
+        at = _Folder(folder, known=folder in self._known)
+        self._path.append(at)
+        if not at.known:
+            self._open(at)
+            if self.same:
+                self._list(at)
+                at.taking = Taking() if self._writing is not None else None
+        return at
 
-    def _list(self, folder: bytes, fd: int) -> None:
+    def _back_to(self, folder: bytes) -> _Folder:
+        """Out of the folders that are below it. Raises sqlite3.Error when it is none of them."""
+        while self._path[-1].path != folder:
+            self._leave()
+            if not self._path:
+                raise sqlite3.DatabaseError("a name lacks its folder")
+        at = self._path[-1]
+        if not at.known:
+            self._open(at)
+        return at
+
+    def _leave(self) -> None:
+        """All names of the innermost folder, and what is below them, came by."""
+        at = self._path.pop()
+        if at.known or not self.same:
+            return
+        if at.count != at.listed:
+            self.extra = True
+        elif at.taking is not None and self._writing is not None:
+            self._writing.add(at.taking.sight(at.path))
+            return
+        self.whole = False
+
+    def _open(self, at: _Folder) -> None:
+        try:
+            at.fd = self._walker.dirfd(at.path)
+        except OSError:
+            at.fd = -1
+            self.same = False
+
+    def _list(self, at: _Folder) -> None:
         """Count a directory's names, while its fd is at hand."""
         try:
-            names = len(os.listdir(b"/proc/self/fd/%d/" % fd))
+            at.listed = len(os.listdir(b"/proc/self/fd/%d/" % at.fd))
         except OSError:
             self.same = False
-            return
-        if not folder:
-            names += 1 - _has_home(self._walker)  # the root comes by as a name of its own
-        self._extra[folder] = names
-        self._unlisted.discard(folder)
+        if not at.path:
+            at.listed += 1 - _has_home(self._walker)  # the root comes by as a name of its own
 
-    def _entry(self, number: int) -> Entry:
-        row = self._db.execute(f"{SELECT_ENTRY} WHERE id = ?", (number,)).fetchone()
-        return Entry._make(row)
+    def _judge(self, entry: Entry, name: bytes, at: _Folder) -> None:
+        """See whether what is no file is in its place."""
+        if at.known:
+            return
+        at.count += 1
+        if not self.same:
+            return
+        try:
+            st = os.lstat(name, dir_fd=at.fd)
+            self.same = self._holds(entry, st, at.fd, name)
+        except OSError:
+            self.same = False
+        if not self.same or at.taking is None:
+            return
+        if entry.kind == SYMLINK and st.st_ctime_ns > self._settled:
+            at.taking = None
+        elif entry.kind == DIRECTORY:
+            at.taking.add_folder(name, state(st))
+        else:
+            at.taking.add([name], [state(st)])
 
     def _holds(self, entry: Entry, st: os.stat_result, parent: int, name: bytes) -> bool:
-        """Whether a directory, a symlink or a further name is as its entry says."""
+        """Whether a directory, a symlink or a further name is as its entry says. Raises OSError."""
         if entry.kind == HARDLINK:
             query = "SELECT ino FROM landed WHERE entry_id = ?"
             row = self._db.execute(query, (entry.link,)).fetchone()
             return row is not None and bool(row[0] == st.st_ino)
         if entry.kind == SYMLINK:
-            try:
-                if os.readlink(name, dir_fd=parent) != entry.target:
-                    return False
-            except OSError:
+            if os.readlink(name, dir_fd=parent) != entry.target:
                 return False
         elif not stat.S_ISDIR(st.st_mode):
             return False
         return self._metadata.matches(entry, st)
 
-    def extra(self) -> bool:
-        """Whether a directory has names that the index lacks, where all that it has are there."""
-        for folder in list(self._unlisted):
-            self._enter(folder)
-        return any(self._extra.values())
+
+@dataclass(slots=True)
+class _Folder:
+    """A directory whose names come by."""
+
+    path: bytes
+    known: bool
+    """It need not be looked at."""
+    fd: int = -1
+    listed: int = 0
+    """How many names it has, the receiver's own folder aside."""
+    count: int = 0
+    """How many came by."""
+    taking: Taking | None = None
+    """Its sight, as long as all is as the ledger says."""
+
+
+def _fingerprint(name: bytes, folder: int) -> tuple[int, ...]:
+    try:
+        return state(os.lstat(name, dir_fd=folder))[:4]
+    except OSError:
+        return ()
 
 
 def _has_home(walker: Walker) -> bool:

@@ -1,0 +1,384 @@
+"""What a look remembers of directories: the next one sees no less by it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tar_like.database import connect
+from tar_like.dirfd import Walker
+from tar_like.proxy.durable import PROCESS
+from tar_like.proxy.look import Seen, read_look, run_look
+from tar_like.proxy.place import Destination
+from tar_like.proxy.sights import STRETCH, Remembered, Sight, is_same
+from tar_like.source.folder import RUN
+from tests import trees
+from tests.unit.receiver import in_child, sync
+
+TOKEN = "0123456789abcdef"
+FOLDERS = {b"", b"d", b"d/e", b"empty", b"empty/inner", b"wide", b"wide/100.d"}
+WIDE = 300
+"""Names of a folder that is looked at in stretches."""
+assert WIDE > STRETCH
+SETTLED = 2.5
+"""Seconds after which a look believes that a symlink is another one only with another time."""
+
+
+@pytest.fixture
+def source(work: Path) -> Path:
+    source = work / "src"
+    for name in ("d/e", "wide", "empty/inner"):
+        (source / name).mkdir(parents=True)
+    for number in range(WIDE):
+        (source / f"wide/{number}").write_text(f"{number}")
+    (source / "wide/100.d").mkdir()
+    (source / "wide/100.d/file").write_text("in a folder among names")
+    for name in ("d/e/file", "d/after", "d.txt", "d/other", os.fsdecode(b"d/\xff\xe9")):
+        (source / name).write_text(name[:4].encode("ascii", "replace").decode())
+    os.link(source / "d.txt", source / "d/name")
+    return source
+
+
+@pytest.fixture
+def dest(work: Path, source: Path) -> Path:
+    """As the last commit left it, and remembered so."""
+    dest = work / "dst"
+    assert sync(source, dest, algorithm="none", durability=PROCESS) == {}
+    assert look(dest) == (same(dest), [])
+    assert remembered(dest) == (FOLDERS, True)
+    trees.tick(work)
+    return dest
+
+
+def look(dest: Path) -> tuple[Seen, list[int]]:
+    """What a look sees, and the files that it saw touched."""
+    destination = Destination(str(dest))
+    run_look(destination, TOKEN)
+    seen = read_look(destination, TOKEN)
+    assert seen is not None and seen.files
+    with closing(connect(str(dest / f".tar_like/looks/{TOKEN}.db"), "ro")) as db:
+        return seen, [row[0] for row in db.execute("SELECT entry_id FROM touched ORDER BY 1")]
+
+
+def look_at_rows(dest: Path) -> tuple[Seen, list[int]]:
+    """The same by a look that remembers nothing."""
+    sights = sights_of(dest)
+    aside = sights.with_name("aside")
+    sights.rename(aside)
+    try:
+        return look(dest)
+    finally:
+        aside.rename(sights)
+
+
+def sights_of(dest: Path) -> Path:
+    return dest / ".tar_like/looks/sights"
+
+
+def version(dest: Path) -> str:
+    st = (dest / ".tar_like/ledger.db").stat()
+    return f"{st.st_ino}-{st.st_mtime_ns}-{st.st_size}"
+
+
+def same(dest: Path) -> Seen:
+    """What is seen where nothing has changed."""
+    with closing(connect(str(dest / ".tar_like/ledger.db"), "ro")) as db:
+        index = db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0]
+    return Seen(index=index, ledger=version(dest), same=True, files=True)
+
+
+def remembered(dest: Path) -> tuple[set[bytes], bool]:
+    """Of which directories there are sights, and whether these are all."""
+    with closing(Remembered(str(sights_of(dest)), version(dest))) as sights:
+        return {sight.path for sight in sights}, sights.whole
+
+
+def keeping_times(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A change after which the mtimes of the name and of its folder are put back."""
+
+    def changed(path: Path) -> None:
+        before = {one: one.lstat() for one in (path, path.parent) if os.path.lexists(one)}
+        change(path)
+        for one, st in before.items():
+            if os.path.lexists(one):
+                os.utime(one, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+
+    return changed
+
+
+def swap(path: Path) -> None:
+    """Two files of one size trade names."""
+    other = path.with_name(f"{int(path.name) + 1}")
+    path.rename(path.with_name("third"))
+    other.rename(path)
+    path.with_name("third").rename(other)
+
+
+def link_over(path: Path) -> None:
+    path.unlink()
+    os.link(path.with_name("other"), path)
+
+
+def replace(path: Path) -> None:
+    text = path.read_text()
+    path.unlink()
+    path.write_text(text)
+
+
+def redirect(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere"[: len("target")])
+
+
+def link_to_itself(path: Path) -> None:
+    """A folder gets another name, and a symlink of its own leads there."""
+    path.rename(path.with_name("f"))
+    path.symlink_to("f")
+
+
+EDITS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "nothing": ("d", lambda path: None),
+    "bytes": ("d/e/file", keeping_times(lambda path: path.write_text("FILE"))),
+    "bytes and size": ("d/e/file", keeping_times(lambda path: path.write_text("longer"))),
+    "bytes in a wide folder": ("wide/299", keeping_times(lambda path: path.write_text("???"))),
+    "mode": ("d/e/file", lambda path: path.chmod(0o600)),
+    "time": ("d/after", lambda path: os.utime(path, ns=(1, 1))),
+    "same time": ("d/after", keeping_times(lambda path: os.utime(path, ns=(1, 1)))),
+    "owner": ("d/after", lambda path: os.chown(path, 12345, -1)),
+    "group": ("d/e", lambda path: os.chown(path, -1, 12345)),
+    "gone": ("d/after", Path.unlink),
+    "gone in a wide folder": ("wide/270", keeping_times(Path.unlink)),
+    "swapped": ("wide/200", keeping_times(swap)),
+    "linked over": ("d/after", keeping_times(link_over)),
+    "linked elsewhere": ("d/after", lambda path: os.link(path, path.parent.parent / "e.link")),
+    "replaced": ("d/e/file", keeping_times(replace)),
+    "further name replaced": ("d/name", keeping_times(replace)),
+    "first name replaced": ("d.txt", keeping_times(replace)),
+    "name more": ("d/e/more", lambda path: path.write_text("")),
+    "name more in secret": ("wide/256.more", keeping_times(lambda path: path.write_text(""))),
+    "name more in the root": ("more", keeping_times(lambda path: path.write_text(""))),
+    "name more in an empty folder": ("empty/inner/more", keeping_times(lambda path: path.mkdir())),
+    "folder gone": ("d/e", shutil.rmtree),
+    "empty folder gone": ("empty/inner", keeping_times(Path.rmdir)),
+    "folder for a file": ("d/after", keeping_times(lambda path: (path.unlink(), path.mkdir()))),
+    "file for a folder": ("empty/inner", keeping_times(lambda path: (path.rmdir(), path.touch()))),
+    "symlink for a folder": ("d/e", keeping_times(link_to_itself)),
+    "folder replaced": ("empty/inner", keeping_times(lambda path: (path.rmdir(), path.mkdir()))),
+    "folder's mode": ("wide/100.d", lambda path: path.chmod(0o711)),
+    "folder's time": ("d", lambda path: os.utime(path, ns=(1, 1))),
+    "root's mode": ("", lambda path: path.chmod(0o750)),
+    "root's time": ("", lambda path: os.utime(path, ns=(1, 1))),
+}  # fmt: skip
+OF_ROOT = {"owner", "group"}
+
+
+def edit(dest: Path, name: str) -> None:
+    if name in OF_ROOT and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    path, change = EDITS[name]
+    change(dest / path)
+
+
+@pytest.mark.parametrize("name", sorted(EDITS))
+def test_an_edit_is_seen_as_by_rows(dest: Path, name: str) -> None:
+    edit(dest, name)
+    seen = look_at_rows(dest)
+    assert look(dest) == seen
+    assert look(dest) == seen, "by what the look before has remembered"
+    assert seen != (same(dest), []) or name in ("nothing", "folder replaced")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_edits_are_seen_as_by_rows(dest: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(4):
+        name = dice.choice(sorted(EDITS.keys() - OF_ROOT))
+        try:
+            edit(dest, name)
+        except OSError:
+            continue  # what it changes is gone
+        seen = look_at_rows(dest)
+        assert look(dest) == seen, name
+
+
+def forge(dest: Path, *, alike: bool = True) -> None:
+    """Have the ledger say something else of a file; ``alike``: without a new version of it."""
+    ledger = dest / ".tar_like/ledger.db"
+    st = ledger.stat()
+    with closing(connect(str(ledger), "rw")) as db:
+        db.execute("PRAGMA journal_mode=OFF")
+        db.execute(
+            "UPDATE landed SET ctime = ctime + 1 WHERE entry_id ="
+            " (SELECT id FROM entry WHERE path = CAST('d/e/file' AS BLOB))"
+        )
+    if alike:
+        os.utime(ledger, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def test_rows_of_what_is_remembered_are_not_read(dest: Path) -> None:
+    forge(dest)
+    assert look(dest) == (same(dest), [])
+    (dest / "d/after").chmod(0o600)
+    assert len(look(dest)[1]) == 1, "d/after: nobody has asked for d/e"
+    (dest / "d/e/file").chmod(0o600)
+    assert len(look(dest)[1]) == 2
+
+
+def test_another_ledger_voids_what_is_remembered(dest: Path) -> None:
+    forge(dest, alike=False)
+    seen, touched = look(dest)
+    assert (seen.same, len(touched)) == (False, 1)
+
+
+def test_a_commit_voids_what_is_remembered(source: Path, dest: Path) -> None:
+    before = sights_of(dest).read_bytes()
+    (source / "d/after").write_text("other")
+    assert sync(source, dest, algorithm="none", durability=PROCESS) == {}
+    assert remembered(dest) == (set(), False)
+    assert look(dest) == (same(dest), [])
+    assert remembered(dest)[1]
+    assert sights_of(dest).read_bytes() != before
+
+
+def test_another_user_remembers_nothing(dest: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root is who it likes")
+
+    def as_another() -> None:
+        os.setgroups([12345])
+        assert remembered(dest) == (set(), False)
+
+    assert in_child(as_another) == 0
+    assert remembered(dest)[1]
+
+
+def test_what_is_damaged_is_not_believed(dest: Path) -> None:
+    forge(dest)
+    sights = sights_of(dest)
+    good = sights.read_bytes()
+    dice = random.Random(1)
+    bad = [
+        b"",
+        b"\0" * 32,
+        b"\0" * 33,
+        good[:-1],
+        good + b"\0",
+        good[:32],
+        good[32:],
+        os.urandom(500),
+    ]
+    bad += [good[: dice.randrange(len(good))] for _ in range(20)]
+    for _ in range(100):
+        flipped = bytearray(good)
+        flipped[dice.randrange(len(good))] ^= 1 << dice.randrange(8)
+        bad.append(bytes(flipped))
+    for data in bad:
+        sights.write_bytes(data)
+        assert len(look(dest)[1]) == 1
+        assert sights.read_bytes() == data, "what is not as the ledger says is not remembered"
+    sights.unlink()
+    for make in (sights.mkdir, lambda: os.mkfifo(sights), lambda: sights.symlink_to("nowhere")):
+        make()
+        assert len(look(dest)[1]) == 1
+        shutil.rmtree(sights) if sights.is_dir() else sights.unlink()
+    sights.write_bytes(good)
+    assert look(dest) == (same(dest), [])
+
+
+def killed_at(dest: Path, event: str, name: str) -> None:
+    """A look whose process is killed (-9) at what it does with a file."""
+
+    def hook(what: str, arguments: tuple[object, ...]) -> None:
+        if what == event and str(arguments[0]).endswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed() -> None:
+        sys.addaudithook(hook)
+        run_look(Destination(str(dest)), TOKEN)
+
+    assert in_child(killed) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("event", ["open", "os.rename"])
+def test_a_look_that_is_killed_leaves_nothing_wrong(dest: Path, event: str) -> None:
+    sights = sights_of(dest)
+    good = sights.read_bytes()
+    for before in (b"", good[:-1], None):
+        if before is None:
+            sights.unlink()
+        else:
+            sights.write_bytes(before)
+        killed_at(dest, event, f"{TOKEN}.sights")
+        assert sights.exists() == (before is not None)
+        assert look(dest) == (same(dest), [])
+        assert remembered(dest)[1]
+        (dest / "d/after").touch()
+        assert len(look(dest)[1]) == 1
+        assert sync(dest.with_name("src"), dest, algorithm="none", durability=PROCESS) == {}
+
+
+def test_what_is_remembered_lasts_and_leftovers_do_not(dest: Path) -> None:
+    sights = sights_of(dest)
+    leftover = sights.with_name("fedcba9876543210.sights")
+    leftover.write_bytes(b"half")
+    for path in (sights, leftover):
+        os.utime(path, (1, 1))
+    assert look(dest) == (same(dest), [])
+    assert sights.stat().st_mtime == 1, "there is nothing to be written anew"
+    assert not leftover.exists()
+
+
+def test_a_folder_with_more_names_is_looked_at_each_time(dest: Path) -> None:
+    sights_of(dest).unlink()
+    keeping_times(Path.touch)(dest / "d/e/more")
+    seen = look(dest)
+    assert (seen[0].same, seen[0].extra) == (True, True)
+    assert remembered(dest) == (FOLDERS - {b"d/e"}, False)
+    assert look(dest) == seen
+    keeping_times(Path.unlink)(dest / "d/e/more")
+    assert look(dest) == (same(dest), [])
+    assert b"d/e" in remembered(dest)[0] and remembered(dest)[1]
+
+
+@pytest.fixture
+def linked(source: Path) -> Iterator[Path]:
+    (source / "links").mkdir()
+    (source / "links/link").symlink_to("target")
+    dest = source.with_name("dst")
+    assert sync(source, dest, algorithm="none", durability=PROCESS) == {}
+    yield dest
+
+
+def test_a_symlink_is_remembered_when_it_is_old_enough(linked: Path) -> None:
+    assert look(linked) == (same(linked), [])
+    paths, whole = remembered(linked)
+    assert b"links" not in paths and b"wide" in paths and not whole
+    destination, deadline = Destination(str(linked)), time.monotonic() + 60
+    while destination.now() < (linked / "links/link").lstat().st_ctime + SETTLED:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert look(linked) == (same(linked), [])
+    assert b"links" in remembered(linked)[0] and remembered(linked)[1]
+    keeping_times(redirect)(linked / "links/link")
+    seen = look_at_rows(linked)
+    assert not seen[0].same
+    assert look(linked) == seen
+
+
+def test_names_beyond_what_is_sorted_in_memory(dest: Path) -> None:
+    with closing(Remembered(str(sights_of(dest)), version(dest))) as sights, Walker(dest) as walker:
+        for sight in sights:
+            large = sight._replace(names=RUN)
+            assert is_same(large, walker.dirfd(sight.path))
+            keeping_times(Path.mkdir)(dest / os.fsdecode(sight.path) / "more")
+            assert not is_same(large, walker.dirfd(sight.path))
+            assert not is_same(Sight(sight.path, b"", 0, ()), walker.dirfd(sight.path))
