@@ -40,6 +40,7 @@ WINDOW = 8 << 20
 _NEAR_WINDOW = 2 << 20
 _LEAST, _MOST = 16 << 10, 1 << 20
 _RECORD = struct.Struct("<I12s")
+_NAMES = struct.Struct("<4x12s")
 RECORD = _RECORD.size
 _NAME = 12
 _REFERENCE = struct.Struct("<IIII")
@@ -100,13 +101,12 @@ class ChunkList:
     @cached_property
     def names(self) -> list[bytes]:
         """The digest of each chunk."""
-        records = self.records
-        return [records[at + 4 : at + RECORD] for at in range(0, len(records), RECORD)]
+        return [name for (name,) in _NAMES.iter_unpack(self.records)]
 
     @cached_property
     def numbers(self) -> dict[bytes, int]:
         """The chunks by digest; of several that are the same, one."""
-        return {name: number for number, name in enumerate(self.names)}
+        return dict(zip(self.names, range(len(self)), strict=True))
 
     def fits(self, average_size: int) -> bool:
         """Whether the records cover just the ranges, with no chunk longer than may be."""
