@@ -233,10 +233,10 @@ class _Builder:
         segments = (row for row in old.segments() if row[0] < count)
         self._db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
 
-    def _hashed(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
-        """The entries with their hashes: remembered, or computed in parallel."""
+    def _hashed(self, scan: Iterable[Found | Skipped]) -> Iterator[tuple[Any, ...]]:
+        """The rows with their hashes: remembered, or computed in parallel."""
         if self._options.algorithm == NO_HASH:
-            return self._numbered(scan)
+            return self._rows(scan)
         pairs = hash_files(
             self._source, self._options.algorithm, self._numbered(scan), _to_hash,
             jobs=self._options.jobs,
@@ -254,10 +254,13 @@ class _Builder:
 
     def _numbered(self, scan: Iterable[Found | Skipped]) -> Iterator[Entry]:
         """The scan's names as entries: ids, offsets and hard links assigned."""
-        recall = self._memory.recall if self._memory is not None else None
         new = tuple.__new__  # half the time of Entry(...), a million times
-        for row in self._numbering.rows(scan, self._skip, self._more, recall):
+        for row in self._rows(scan):
             yield new(Entry, row)
+
+    def _rows(self, scan: Iterable[Found | Skipped]) -> Iterator[tuple[Any, ...]]:
+        recall = self._memory.recall if self._memory is not None else None
+        return self._numbering.rows(scan, self._skip, self._more, recall)
 
     def _more(
         self,
@@ -377,6 +380,6 @@ def _printable(meta: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    while chunk := list(itertools.islice(entries, CHUNK)):
+def _chunks(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(rows, CHUNK)):
         yield chunk

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from tar_like import digest
 from tar_like.database import Damaged, connect_readonly, damage
@@ -102,6 +103,17 @@ def _check_root(path: bytes, kind: str) -> None:
         raise IndexInvalid("The index does not start with its root.")
 
 
+def _check_values(count: int, entry: Entry) -> None:
+    """The rules for the values of one entry."""
+    if tuple(map(type, entry)) != _TYPES:
+        raise IndexInvalid(f"Entry {count} has a value of a wrong type.")
+    if entry.id != count:
+        raise IndexInvalid(f"Entry {entry.id} is not numbered in order.")
+    owners = 0 <= entry.uid < _ID_END and 0 <= entry.gid < _ID_END
+    if not (0 <= entry.mode <= 0o7777 and owners):
+        raise IndexInvalid(f"{_named(entry.path)} has a mode or an owner that cannot be.")
+
+
 class _Rows:
     """The rules for entries, given one after the other."""
 
@@ -115,21 +127,17 @@ class _Rows:
     def check(self, entries: list[Entry]) -> None:
         """The next entries. The hot path of an offer."""
         check_path, check_file, parents = self._check_path, self._check_file, self._parents
-        for count, entry in enumerate(entries, self.count):
-            if tuple(map(type, entry)) != _TYPES:
-                raise IndexInvalid(f"Entry {count} has a value of a wrong type.")
-            (
-                entry_id, path, kind, size, offset, mode, _, uid, gid, target, link, hash_,
-                _, _, _,
-            ) = entry  # fmt: skip
-            if entry_id != count:
-                raise IndexInvalid(f"Entry {entry_id} is not numbered in order.")
+        columns = list(zip(*entries, strict=True))
+        if not self._may_be(columns):
+            for count, entry in enumerate(entries, self.count):
+                _check_values(count, entry)
+        _, paths, kinds, sizes, offsets, *_, targets, links, hashes, _, _, _ = columns
+        rows = zip(paths, kinds, sizes, offsets, targets, links, hashes, strict=True)
+        for count, (path, kind, size, offset, target, link, hash_) in enumerate(rows, self.count):
             if count:
                 check_path(path)
             else:
                 _check_root(path, kind)
-            if not (0 <= mode <= 0o7777 and 0 <= uid < _ID_END and 0 <= gid < _ID_END):
-                raise IndexInvalid(f"{_named(path)} has a mode or an owner that cannot be.")
             if kind == FILE:
                 check_file(path, size, offset, hash_)
             elif size or hash_ or kind not in _KINDS:
@@ -137,8 +145,22 @@ class _Rows:
             elif kind == DIRECTORY and path:
                 parents.append(path)
             if target or link != -1 or kind not in _UNLINKED:
-                self._check_links(entry_id, path, kind, target, link)
+                self._check_links(count, path, kind, target, link)
         self.count += len(entries)
+
+    def _may_be(self, columns: list[tuple[Any, ...]]) -> bool:
+        """Whether no entry breaks a rule of ``_check_values``."""
+        if any(
+            set(map(type, column)) != {kind} for column, kind in zip(columns, _TYPES, strict=True)
+        ):
+            return False
+        ids, modes, uids, gids = columns[0], columns[5], columns[7], columns[8]
+        return (
+            ids == tuple(range(self.count, self.count + len(ids)))
+            and 0 <= min(modes) <= max(modes) <= 0o7777
+            and 0 <= min(uids) <= max(uids) < _ID_END
+            and 0 <= min(gids) <= max(gids) < _ID_END
+        )
 
     @staticmethod
     def _check_links(entry_id: int, path: bytes, kind: str, target: bytes, link: int) -> None:
