@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tar_like import digest
@@ -26,7 +26,7 @@ MAX_NAME = 255
 MAX_TARGET = 4096
 MAX_XATTR = 65536
 _KINDS = (FILE, DIRECTORY, SYMLINK, HARDLINK)
-_UNLINKED = (FILE, DIRECTORY)
+_UNLINKED = frozenset((FILE, DIRECTORY))
 _ID_END = 1 << 32
 _HASH_SIZES = {**digest.SIZES, "none": 0}
 _TYPES = (int, bytes, str, int, int, int, int, int, int, bytes, int, bytes, int, int, bytes)
@@ -126,27 +126,64 @@ class _Rows:
 
     def check(self, entries: list[Entry]) -> None:
         """The next entries. The hot path of an offer."""
-        check_path, check_file, parents = self._check_path, self._check_file, self._parents
         columns = list(zip(*entries, strict=True))
         if not self._may_be(columns):
             for count, entry in enumerate(entries, self.count):
                 _check_values(count, entry)
         _, paths, kinds, sizes, offsets, *_, targets, links, hashes, _, _, _ = columns
-        rows = zip(paths, kinds, sizes, offsets, targets, links, hashes, strict=True)
-        for count, (path, kind, size, offset, target, link, hash_) in enumerate(rows, self.count):
-            if count:
-                check_path(path)
-            else:
-                _check_root(path, kind)
-            if kind == FILE:
-                check_file(path, size, offset, hash_)
-            elif size or hash_ or kind not in _KINDS:
-                raise IndexInvalid(f"{_named(path)} is of no kind that has such a size or digest.")
-            elif kind == DIRECTORY and path:
-                parents.append(path)
-            if target or link != -1 or kind not in _UNLINKED:
+        self._check_paths(paths, kinds)
+        self._check_contents(paths, kinds, sizes, offsets, hashes)
+        if any(targets) or set(links) != {-1} or not _UNLINKED.issuperset(kinds):
+            linked = zip(paths, kinds, targets, links, strict=True)
+            for count, (path, kind, target, link) in enumerate(linked, self.count):
                 self._check_links(count, path, kind, target, link)
         self.count += len(entries)
+
+    def _check_paths(self, paths: Sequence[bytes], kinds: Sequence[str]) -> None:
+        parents, last, directory = self._parents, self._last_key, None
+        for count, (path, kind) in enumerate(zip(paths, kinds, strict=True), self.count):
+            parent, _, name = path.rpartition(b"/")
+            key = path.replace(b"/", b"\0")  # layout.sort_key
+            if (
+                parent == directory
+                and kind != DIRECTORY
+                and key > last
+                and name not in _BAD_NAMES
+                and len(name) <= MAX_NAME
+                and b"\0" not in path
+                and path != RESERVED
+            ):
+                last = key  # one more in the directory of the one before: most are
+                continue
+            if count:
+                self._last_key = last
+                self._check_path(path)
+                directory, last = parent, key
+                if kind == DIRECTORY:
+                    parents.append(path)
+            else:
+                _check_root(path, kind)
+        self._last_key = last
+
+    def _check_contents(
+        self, paths: Sequence[bytes], kinds: Sequence[str], sizes: Sequence[int],
+        offsets: Sequence[int], hashes: Sequence[bytes],
+    ) -> None:  # fmt: skip
+        cursor, lengths = self._cursor, (0, self._hash_size)
+        for path, kind, size, offset, hash_ in zip(
+            paths, kinds, sizes, offsets, hashes, strict=True
+        ):
+            if kind != FILE:
+                if size or hash_ or kind not in _KINDS:
+                    what = "is of no kind that has such a size or digest"
+                    raise IndexInvalid(f"{_named(path)} {what}.")
+            elif not 0 <= size < MAX_SIZE or len(hash_) not in lengths:
+                raise IndexInvalid(f"{_named(path)} has a size or a digest that cannot be.")
+            elif size:
+                if offset != place(cursor, size) or offset + size >= MAX_SIZE:
+                    raise IndexInvalid(f"{_named(path)} is not at its place in the archive.")
+                cursor = offset + size
+        self._cursor = cursor
 
     def _may_be(self, columns: list[tuple[Any, ...]]) -> bool:
         """Whether no entry breaks a rule of ``_check_values``."""
@@ -172,14 +209,6 @@ class _Rows:
             raise IndexInvalid(f"{_named(path)} has a link text that cannot be.")
         if (kind == HARDLINK) != (0 < link < entry_id) or (kind != HARDLINK and link != -1):
             raise IndexInvalid(f"{_named(path)} is a hard link to no earlier entry.")
-
-    def _check_file(self, path: bytes, size: int, offset: int, hash_: bytes) -> None:
-        if not 0 <= size < MAX_SIZE or len(hash_) not in (0, self._hash_size):
-            raise IndexInvalid(f"{_named(path)} has a size or a digest that cannot be.")
-        if size:
-            if offset != place(self._cursor, size) or offset + size >= MAX_SIZE:
-                raise IndexInvalid(f"{_named(path)} is not at its place in the archive.")
-            self._cursor = offset + size
 
     def _check_path(self, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
