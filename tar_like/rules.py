@@ -119,6 +119,10 @@ class Rules:
         return self if self.delete else replace(self, regexes=(), patterns=())
 
 
+PATCHED = (Rules(), Rules(delete=True))
+"""Those that a transfer can have of which only what differs is offered."""
+
+
 def _checked(key: str, value: object, default: object) -> Any:
     if isinstance(default, bool) and isinstance(value, bool):
         return value

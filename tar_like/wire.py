@@ -9,6 +9,7 @@ import base64
 import builtins
 import json
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
@@ -70,6 +71,48 @@ class Look:
             index=_of_kind(values.get("index"), str),
             newest=values.get("newest"),
         )
+
+
+SEGMENT = struct.Struct("<Iqq")
+"""In a patch: the position of a file in its leaf, and a range of it that holds data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchHead:
+    """The start of a patch: what of a tree is in another one."""
+
+    base: str
+    """The id of that other tree, which was committed last."""
+    look: str
+    """The token of the look that saw that it is in its place."""
+    source: str
+    """Where the tree lies, as text."""
+    order: tuple[tuple[int, int] | int, ...]
+    """The tree's leaves in order: ``[first, stop)`` of the base's, or so many that follow here."""
+
+    def to_json(self) -> builtins.bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: builtins.bytes | str) -> PatchHead:
+        """Raises ValueError or TypeError for what is none."""
+        values = _object(text)
+        return cls(
+            base=_of_kind(values.get("base"), str),
+            look=_of_kind(values.get("look"), str),
+            source=_of_kind(values.get("source"), str),
+            order=tuple(map(_step, _of_kind(values.get("order"), list))),
+        )
+
+
+def _step(value: Any) -> tuple[int, int] | int:
+    """Raises TypeError, ValueError."""
+    if type(value) is int:
+        if not 0 < value < 1 << 32:
+            raise ValueError("So many leaves there cannot be.")
+        return value
+    first, stop = (_of_kind(one, int) for one in _of_kind(value, list))
+    return first, stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tar_like.index import BuildOptions, BuildSummary, Recorded
     from tar_like.source import Source
     from tar_like.upload.dispatch import UploadOptions
+    from tar_like.upload.patch import Patching
     from tar_like.wire import Look
 
 _LOOKS_REMOTE = re.compile(r"https?[:/]|[\w.-]+:\d+(/|$)|[\w.-]+@[\w.-]+:")
@@ -175,9 +176,11 @@ def _sync(
     from tar_like.cli.common import say_scanned
     from tar_like.index import build_index
     from tar_like.index.recorded import AT_ONCE
+    from tar_like.upload.patch import Patching
 
     folder = tempfile.mkdtemp(prefix="tar-like-")
     code = None
+    carried = 0
     try:
         index_path = options.db or os.path.join(folder, "index.db")
         if rows is None:
@@ -187,18 +190,24 @@ def _sync(
             if begun is None or not begun.index:
                 rows.finish(index_path, AT_ONCE)
             else:
-                rows.finish(index_path, begun.newest)
+                patching = Patching(upload, begun)
+                rows.finish(index_path, begun.newest, lambda: patching.base)
                 code = _if_still_there(rows.summary, upload, begun, output)
                 if code is not None:
                     return code
                 upload = replace(upload, look=begun.token)
+                code = _as_patch(options, upload, patching, rows, folder, scanned, output)
+                if code is not None:
+                    return code
+                carried = patching.carried
             found = rows.write()
         scanned(source.url, found.id)
         say_scanned(found, output)
         if options.detach:
             code = fanout.detach(options, found.id, output)
         if code is None:
-            return _upload(options, replace(upload, index_path=index_path), output)
+            upload = replace(upload, index_path=index_path)
+            return _upload(options, upload, found, output, carried)
         return code
     finally:
         if code is None or not options.detach:  # else the background still needs it
@@ -240,7 +249,33 @@ def _if_still_there(
     return report_upload(summary, output)
 
 
-def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) -> int:
+def _as_patch(
+    options: argparse.Namespace, upload: UploadOptions, patching: Patching, rows: Recorded,
+    folder: str, scanned: Callable[[str, str], None], output: Output,
+) -> int | None:  # fmt: skip
+    """The exit code where only what differs was offered; None where the whole index is to be."""
+    from tar_like.cli.common import say_scanned
+    from tar_like.upload.run import PatchGone
+
+    tree, path = rows.summary, os.path.join(folder, "patch.db")
+    patch = "" if options.redis else patching.offer(rows, path)
+    if not patch:
+        return None
+    scanned(rows.url, patch)
+    say_scanned(tree, output)
+    try:
+        upload = replace(upload, index_path=path, patch_of=tree.id)
+        return _upload(options, upload, tree, output, patching.carried)
+    except PatchGone as gone:
+        patching.carried += gone.carried
+        return None
+
+
+def _upload(
+    options: argparse.Namespace, upload: UploadOptions, found: BuildSummary, output: Output,
+    carried: int = 0,
+) -> int:  # fmt: skip
+    """Send a tree; ``carried`` are bytes that went over the wire for it already."""
     from tar_like.cli import fanout
     from tar_like.cli.common import first_interrupt, report_rehearsal, report_upload
     from tar_like.upload.run import Upload
@@ -251,6 +286,8 @@ def _upload(options: argparse.Namespace, upload: UploadOptions, output: Output) 
     run = Upload(upload, output, fanout.dispatcher(options, upload))
     with first_interrupt(run.stop, output):
         summary = run.run()
+    summary.transfer, summary.entries = found.id, found.entries
+    summary.wire_bytes += carried
     return report_upload(summary, output)
 
 

@@ -20,16 +20,16 @@ from typing import Any
 
 from blake3 import blake3
 
+from tar_like.index.leaf import Leaf
 from tar_like.layout import DIRECTORY, HARDLINK
 from tar_like.source.stretch import STRETCH, TYPES, pack_told
 
 _TYPES = {**TYPES, HARDLINK: 0}
 _XATTR = struct.Struct("<III")
 _SKIPPED = struct.Struct("<II")
-_NONE = struct.pack("<I", 0)
 
-Leaf = Callable[[bytes, bytes, bytes], None]
-"""Given a leaf: the directory, the first name in it, the digest."""
+TakeLeaf = Callable[[bytes, bytes, int, bytes], None]
+"""Given a leaf: the directory, the first name in it, how many there are, the digest."""
 
 
 class Identity:
@@ -37,7 +37,7 @@ class Identity:
     extended attributes and skipped names."""
 
     def __init__(
-        self, algorithm: str, path_of: Callable[[int], bytes], leaf: Leaf | None = None
+        self, algorithm: str, path_of: Callable[[int], bytes], leaf: TakeLeaf | None = None
     ) -> None:
         """``path_of`` gives the path of an entry that was added, for rows of hard links."""
         self._algorithm = algorithm
@@ -108,14 +108,14 @@ class Identity:
         firsts = {}
         if max(links) >= 0:
             firsts = {at: self._path_of(link) for at, link in enumerate(links) if link >= 0}
-        digest = leaf_digest(directory, names, told, _few(targets), firsts, _few(hashes))
-        self.add_leaf(directory, names[0], digest)
+        leaf = Leaf(directory, names, told, _few(targets), firsts, _few(hashes))
+        self.add_leaf(directory, names[0], len(names), leaf.digest())
 
-    def add_leaf(self, directory: bytes, first: bytes, digest: bytes) -> None:
+    def add_leaf(self, directory: bytes, first: bytes, names: int, digest: bytes) -> None:
         """Take up the next leaf, where there are no rows."""
         self._leaves.update(digest)
         if self._leaf is not None:
-            self._leaf(directory, first, digest)
+            self._leaf(directory, first, names, digest)
 
     def add_xattr(self, path: bytes, name: bytes, value: bytes) -> None:
         """Take up an extended attribute, in order of entries and names."""
@@ -136,24 +136,6 @@ class Identity:
         return hasher.hexdigest()
 
 
-def leaf_digest(
-    directory: bytes,
-    names: list[bytes],
-    told: bytes,
-    targets: dict[int, bytes],
-    firsts: dict[int, bytes],
-    hashes: dict[int, bytes],
-) -> bytes:
-    """The digest of a stretch; ``firsts`` are the first paths of what is a hard link to them.
-
-    ``told`` as source.stretch.pack_told makes it, with type 0 and size 0 for these.
-    """
-    joined = b"\0".join(names)
-    sizes = struct.pack("<III", len(directory), len(joined), len(names))
-    few = (_table(values) if values else _NONE for values in (targets, firsts, hashes))
-    return blake3(b"".join((sizes, directory, joined, told, *few))).digest()
-
-
 def _parent(row: tuple[Any, ...]) -> bytes:
     parent: bytes = row[1].rpartition(b"/")[0]
     return parent
@@ -161,10 +143,3 @@ def _parent(row: tuple[Any, ...]) -> bytes:
 
 def _few(values: tuple[bytes, ...]) -> dict[int, bytes]:
     return {at: value for at, value in enumerate(values) if value} if any(values) else {}
-
-
-def _table(values: dict[int, bytes]) -> bytes:
-    """How many there are; positions; lengths; the values end to end."""
-    count = len(values)
-    lengths = map(len, values.values())
-    return struct.pack(f"<{2 * count + 1}I", count, *values, *lengths) + b"".join(values.values())

@@ -31,6 +31,8 @@ ORDER BY id
 NEAR, AHEAD = 4, 64
 """Entries that are asked for by number, one after the other in steps of ``NEAR`` at most, are read
 ``AHEAD`` of that: a third of the time of a query for each."""
+PATCH_OF = "patch of"
+"""The key in ``meta`` of an index that has only what is to be changed of a tree: the tree's id."""
 SEEN = 10
 """How many of source.Found's fields a fingerprint begins with."""
 
@@ -87,6 +89,11 @@ class Index:
     def digest(self) -> str:
         """The digest by which content is known: ``algorithm``, or the default where it is none."""
         return self.algorithm if self.algorithm != "none" else digest.DEFAULT
+
+    @property
+    def is_patch(self) -> bool:
+        """Whether it has only what is to be changed: what it does not list is to stay."""
+        return PATCH_OF in self._meta
 
     @property
     def length(self) -> int:

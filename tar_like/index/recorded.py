@@ -15,14 +15,15 @@ import sqlite3
 import struct
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple
 from itertools import islice
 
 from tar_like.index import schema
 from tar_like.index.build import NO_HASH, describe, writing
-from tar_like.index.identity import Identity, leaf_digest
+from tar_like.index.identity import Identity
 from tar_like.index.inodes import Inodes
+from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import chunks, packed, unpacked
@@ -36,6 +37,10 @@ _MANY = 10
 IN_MEMORY = 64 << 20
 """Bytes of stretches that are kept in memory; more go to a file."""
 AT_ONCE = -(1 << 63)
+LEAF, LEAF_NAME = 32, 8
+"""Bytes of a leaf's digest, and of its start by which it is known from others."""
+PART = 4
+"""Where the other side lacks one leaf for so many that it has, it is offered the whole index."""
 
 Firsts = dict[int, bytes]
 """By position in a stretch: the first path of what is a hard link to it."""
@@ -57,9 +62,15 @@ class Recorded:
         """The place of each leaf's stretch. With its digest, 40 bytes of memory a stretch."""
         self._linked: dict[int, int] = {}
         """Leaves with hard links, and the chunks that their first paths came with."""
+        self._base: Callable[[], bytes] = lambda: b""
+        self._names: set[bytes] | None = None
+        self._newer = False
+        self._compared = self._foreign = 0
+        """Bytes of the leaves that were compared with the other side's, and how many it lacks."""
         self._db: sqlite3.Connection | None = None
         self._numbering: Numbering | None = None
         self._order = FoundInOrder()
+        self._last: tuple[int, list[Stretch]] = (-1, [])
         self.leaves = bytearray()
         """The digests of the leaves, 32 bytes each, in the order of the id; once it is finished.
 
@@ -68,13 +79,17 @@ class Recorded:
         self.summary = BuildSummary()
         """What was found, with the id of the index without hashes; once it is finished."""
 
-    def finish(self, path: str, newest: int | None) -> BuildSummary:
+    def finish(
+        self, path: str, newest: int | None, base: Callable[[], bytes] = lambda: b""
+    ) -> BuildSummary:
         """Wait until it is scanned. Raises TarLikeError.
 
         ``path`` is where the index goes, should it be wanted. ``newest`` is the last mtime (ns) of
         the index that the other side has; None where that is not known, AT_ONCE where it has none.
+        ``base`` gives its leaves by the starts of their digests, LEAF_NAME bytes each: an index is
+        only begun where many others are found. Nothing where they are not known.
         """
-        self._path = path
+        self._path, self._base = path, base
         last = b""
         for data in self._packed:
             if last:
@@ -85,12 +100,26 @@ class Recorded:
 
     def _take(self, data: bytes, newest: int | None) -> None:
         last, cut = _HEAD.unpack_from(data)
-        if self._db is None and newest is not None and last > newest:
-            self._begin()
-        if newest != AT_ONCE:
-            self._keep(data, cut)
+        if newest == AT_ONCE:
+            self._insert(self._db or self._begin(), data, cut)
+            return
+        self._keep(data, cut)
         if self._db is not None:
             self._insert(self._db, data, cut)
+            return
+        self._newer = self._newer or (newest is not None and last > newest)
+        if self._newer and self._is_another():
+            self._begin()
+
+    def _is_another(self) -> bool:
+        """Whether it is certain that this is not the other tree, nor one much like it."""
+        if self._names is None:
+            known = self._base()
+            self._names = {known[at : at + LEAF_NAME] for at in range(0, len(known), LEAF_NAME)}
+        for at in range(self._compared, len(self.leaves), LEAF):
+            self._foreign += bytes(self.leaves[at : at + LEAF_NAME]) not in self._names
+        self._compared = len(self.leaves)
+        return self._foreign * PART >= len(self._names)
 
     def _keep(self, data: bytes, cut: int) -> None:
         digests, places, linked = _done(data, cut)
@@ -107,15 +136,26 @@ class Recorded:
         data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
         return data, _HEAD.unpack_from(data)[1]
 
+    @property
+    def url(self) -> str:
+        """What was scanned."""
+        return self._url
+
+    @property
+    def regular(self) -> bool:
+        """Whether the tree has no hard links, and nothing was left out; once it is finished."""
+        left_out = self.summary.special or self.summary.unreadable
+        return not (self._linked or left_out or self._wanted != Wanted())
+
     def stretch(self, leaf: int) -> tuple[Stretch, Firsts]:
         """What a leaf (by its number) is the digest of; once it is finished."""
-        place = self._places[leaf]
-        data, cut = self._kept(place >> _MANY)
-        stretch = next(islice(_stretches(data, cut), place % (1 << _MANY), None))
+        chunk, place = divmod(self._places[leaf], 1 << _MANY)
+        if self._last[0] != chunk:  # mostly they are asked for in order
+            self._last = chunk, list(_stretches(*self._kept(chunk)))
         firsts: Firsts = {}
         if leaf in self._linked:
             firsts = _done(*self._kept(self._linked[leaf]))[2][leaf]
-        return stretch, firsts
+        return self._last[1][place], firsts
 
     def _begin(self) -> sqlite3.Connection:
         """Begin the index, with the stretches so far."""
@@ -296,8 +336,8 @@ class _Leaves:
             summary.bytes -= size
             targets = {at: target for at, target in targets.items() if at not in firsts}
             self._linked[self._count] = firsts
-        digest = leaf_digest(stretch.directory, stretch.names, told, targets, firsts, {})
-        self._identity.add_leaf(stretch.directory, stretch.names[0], digest)
+        digest = Leaf(stretch.directory, stretch.names, told, targets, firsts, {}).digest()
+        self._identity.add_leaf(stretch.directory, stretch.names[0], len(stretch.names), digest)
         self._digests.append(digest)
         self._places.append(opened.place)
         self._count += 1

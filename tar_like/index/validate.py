@@ -16,7 +16,7 @@ from typing import Any
 from tar_like import digest
 from tar_like.database import Damaged, connect_readonly, damage
 from tar_like.errors import IndexInvalid, shown
-from tar_like.index.identity import Identity
+from tar_like.index.identity import Identity, TakeLeaf
 from tar_like.index.reader import Index
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, PAGE, SYMLINK, Entry, place
 
@@ -37,12 +37,15 @@ _SKIPPED = ("special", "unreadable")
 RESERVED = b".tar_like"
 
 
-def validate(path: str, index_id: str) -> None:
-    """Check an index file against every rule, and that its id is ``index_id``."""
+def validate(path: str, index_id: str, leaf: TakeLeaf | None = None) -> None:
+    """Check an index file against every rule, and that its id is ``index_id``.
+
+    ``leaf`` is given the leaves, in order.
+    """
     try:
         with Index(path, "What was offered") as index:
             _check_file(path)
-            ids = {_check_rows(index), index.id}
+            ids = {check_rows(index, leaf), index.id}
     except Damaged as error:
         raise IndexInvalid(f"The index is damaged ({damage(error)}).") from None
     if ids != {index_id}:
@@ -69,10 +72,11 @@ def _check_file(path: str) -> None:
         raise IndexInvalid(f"The index is damaged ({damage(result)}).")
 
 
-def _check_rows(index: Index) -> str:
+def check_rows(index: Index, leaf: TakeLeaf | None = None) -> str:
+    """Check every row; returns the id that they have. Raises IndexInvalid."""
     if index.algorithm not in _HASH_SIZES:
         raise IndexInvalid("The index names an unknown digest.")
-    identity = Identity(index.algorithm, lambda entry_id: _first(index, entry_id))
+    identity = Identity(index.algorithm, lambda entry_id: _first(index, entry_id), leaf)
     rows = _Rows(_HASH_SIZES[index.algorithm])
     entries = index.entries(-(1 << 63))
     while chunk := list(itertools.islice(entries, CHUNK)):

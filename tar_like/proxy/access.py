@@ -84,7 +84,7 @@ def asked(method: str, path: str) -> tuple[str, str]:
         return READ, transfer
     if last == "commit":
         return COMMIT, transfer
-    negotiates = method != "PUT" or last in ("db", "answers")
+    negotiates = method != "PUT" or last in ("db", "patch", "answers")
     return (OFFER if negotiates else SEND), transfer
 
 

@@ -43,6 +43,7 @@ from tar_like.proxy import intake, problem
 from tar_like.proxy.access import Access, Guard
 from tar_like.proxy.intake import map_write_error
 from tar_like.proxy.offer import offer
+from tar_like.proxy.patching import BODY
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.staging import mapped
 from tar_like.proxy.transfer import Transfer
@@ -93,6 +94,8 @@ def make_app(transfers: Transfers, access: Access, *, threads: int = 4) -> Starl
         Route(f"{one}/db", service.offer, methods=["PUT"]),
         Route(f"{one}/db", service.send_index),
         Route(f"{one}/again", service.again, methods=["POST"]),
+        Route(f"{one}/leaves", service.leaves),
+        Route(f"{one}/patch", service.patch, methods=["PUT"]),
         Route(f"{one}/plan", service.negotiate, methods=["POST"]),
         Route(f"{one}/plan", service.send_plan),
         Route(f"{one}/questions", service.send_questions),
@@ -216,6 +219,25 @@ class _Service:
         rules = rules.checked().canonical
         status = await _long(lambda: self._transfers.again(transfer_id, token, rules))
         return _answer(status, 202 if status.state == LOOKING else 200)
+
+    async def leaves(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        found = await self._run(lambda: self._transfers.leaves(transfer_id))
+        return Response(found, media_type=BITMAP)
+
+    async def patch(self, request: Request) -> Response:
+        transfer_id = request.path_params["id"]
+        destination = self._transfers.destination
+        destination.transfer(transfer_id)  # is it an id at all?
+        length = _content_length(request)
+        folder = await self._run(destination.temporary)
+        try:
+            limit = min(MAX_INDEX, 1024 * length + (1 << 20))
+            await self._store(request, os.path.join(folder, BODY), limit)
+            status = await _long(lambda: self._transfers.patch(transfer_id, folder))
+        finally:
+            await self._run(lambda: destination.discard(folder))
+        return _answer(status, 201)
 
     async def negotiate(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]

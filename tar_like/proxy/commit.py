@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import sqlite3
 import sys
 import time
@@ -37,8 +36,9 @@ from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
-from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of
+from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of, whole_ledger
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
+from tar_like.proxy.patch import patch_of
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
@@ -121,6 +121,7 @@ class _Commit:
         self._adoption = Adoption(self._path, destination.donors_folder(transfer_id))
         self._progress = _Progress(self._path)
         self._rules = Rules.read(self._path)
+        self._patch = patch_of(self._path)
         self._deleted = self._passed = self._again = 0
         self._undeleted: list[Failure] = []
         self._held = ""
@@ -171,7 +172,8 @@ class _Commit:
             if plan_of(self._destination.ledger) in (kept.ledger, self._plan.id):
                 return True
             return (
-                not self._verified
+                self._patch is None
+                and not self._verified
                 and not kept.passed_count
                 and kept.holds(self._index.path, self._base)
             )
@@ -183,6 +185,11 @@ class _Commit:
         """Where what is kept lies."""
         root = self._destination.root
         return base_of(root, self._path) if self._snapshot else root
+
+    @property
+    def _entries(self) -> int:
+        """Of the whole tree."""
+        return self._index.entry_count if self._patch is None else self._patch.entries
 
     def _check_complete(self) -> None:
         """Raises Conflict when blocks are missing.
@@ -331,7 +338,10 @@ class _Commit:
         spared = self._destination.snapshots()
         deletion = Deletion(self._destination.root, self._index, self._rules, spared)
         with contextlib.closing(deletion):
-            deletion.extras()
+            if self._patch is not None:
+                deletion.remove(self._patch.gone())
+            else:
+                deletion.extras()
         self._deleted += deletion.deleted
         self._undeleted = deletion.failures
 
@@ -360,34 +370,42 @@ class _Commit:
             self._snapshot.switch()
             self._sync()
         folder = self._destination.temporary()
-        ledger = os.path.join(folder, "ledger.db")
-        shutil.copyfile(self._index.path, ledger)
+        if self._patch is None or self._patch.fits(self._destination.ledger):
+            self._write_ledger(folder)  # else it was published before a crash
+        for transfer_id in (self._id, *([self._patch.tree] if self._patch else ())):
+            report = os.path.join(folder, "report.json")
+            with open(report, "wb") as file:
+                file.write(replace(self._report(failures), id=transfer_id).to_json())
+            self._destination.durability.publish(report, self._destination.report(transfer_id))
+        self._destination.drop_old_reports()
+        for path in self._destination.unfinished():
+            if path != self._path and patch_of(path) is not None:
+                self._destination.discard(path)  # a difference to what there is no more
+        self._destination.discard(self._path)
+        self._destination.discard(self._destination.donors_folder(self._id))
+        self._destination.discard(folder)
+
+    def _write_ledger(self, folder: str) -> None:
+        """Say what is at the destination from now on."""
+        ledger, landed = os.path.join(folder, "ledger.db"), os.path.join(self._path, "landed.db")
+        if self._patch is not None:
+            self._patch.merge(self._destination.ledger, ledger, landed)
+        else:
+            whole_ledger(ledger, self._path, landed)
         db = connect(ledger)
-        attach(db, os.path.join(self._path, "landed.db"), "source")
         db.execute("PRAGMA journal_mode=OFF")
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
-        db.execute(LANDED)
-        db.execute("INSERT INTO landed SELECT * FROM source.landed WHERE digest != x''")
-        meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot}
-        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
-        db.execute("INSERT INTO meta VALUES ('landed', ?)", (algorithm,))
-        db.execute("INSERT INTO meta SELECT 'newest', max(mtime) FROM entry")
+        meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot, "landed": algorithm}
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
         if not self._destination.durability.lasts:
-            db.execute("INSERT INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
         db.execute("COMMIT")
         self._forget_chunks(db)
         db.close()
         self._destination.durability.publish(ledger, self._destination.ledger)
-        report = os.path.join(folder, "report.json")
-        with open(report, "wb") as file:
-            file.write(self._report(failures).to_json())
-        self._destination.durability.publish(report, self._destination.report(self._id))
-        self._destination.drop_old_reports()
-        self._destination.discard(self._path)
-        self._destination.discard(self._destination.donors_folder(self._id))
-        self._destination.discard(folder)
 
     def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
         """Keep the lists of chunks of files that are in place."""
@@ -409,8 +427,8 @@ class _Commit:
             durable=count if self._destination.durability.lasts else 0,
             bytes=self._plan.bytes,
             files=self._plan.files,
-            entries=self._index.entry_count,
-            committed=self._index.entry_count - len(failures),
+            entries=self._entries,
+            committed=self._entries - len(failures),
             passed=self._passed,
             again=self._again,
             deleted=self._deleted,

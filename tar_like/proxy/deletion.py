@@ -207,9 +207,11 @@ class Deletion:
         self.deleted = 0
 
     def extras(self) -> None:
-        """Remove what the index lacks."""
+        """Remove what the index lacks, which must be that of a whole tree."""
+        if self._index.is_patch:
+            raise ValueError("What a patch does not list is to stay.")
         extras = Extras(self._root, self._index, self._spare, may_change=True)
-        self._remove(iter(extras))
+        self.remove(iter(extras))
         self.failures += extras.failures
 
     def clear(self, directory: bytes) -> bool:
@@ -221,7 +223,8 @@ class Deletion:
             self._remove_listed(listed)
         return not self.failures
 
-    def _remove(self, extras: Iterator[Extra]) -> None:
+    def remove(self, extras: Iterator[Extra]) -> None:
+        """Remove these, which are in canonical order, as far as they are there."""
         with contextlib.closing(_List(extras)) as listed:
             self._remove_listed(listed)
 

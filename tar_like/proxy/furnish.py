@@ -1,15 +1,19 @@
 """The folder of a transfer that nothing has been received of.
 
-index.db and its seal, rules, stage/, receipts/, locks, room to say that the disk is full
+index.db and its seal, leaves.db or a patch, rules, stage/, receipts/, locks, room to say that the
+disk is full
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from tar_like.proxy.ledger import LEAVES
 from tar_like.proxy.outcome import COMMIT, keep_room
+from tar_like.proxy.patch import NAME
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, touch
-from tar_like.proxy.seal import seal
+from tar_like.proxy.seal import SEALED, seal
 from tar_like.rules import RULES, Rules
 
 
@@ -20,20 +24,29 @@ def furnish(destination: Destination, folder: str, rules: Rules) -> None:
     for name in (PLAN_LOCK, COMMIT_LOCK):
         touch(os.path.join(folder, name))
     rules.write(folder)
-    index = os.path.join(folder, "index.db")
-    for path in (index, os.path.join(folder, RULES), seal(index)):
-        destination.durability.file(path)
+    for name in (RULES, LEAVES, "index.db", NAME):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            destination.durability.file(path)
+            if name in SEALED:
+                destination.durability.file(seal(path))
     keep_room(folder, COMMIT)
 
 
 def begin_anew(destination: Destination, transfer_id: str, rules: Rules) -> None:
     """Forget all of a transfer but its index: it is ``open`` again, to be planned by these rules.
 
-    For whoever holds its locks. A crash between the two renames leaves it unknown. Raises OSError.
+    Of a patch nothing is left: the whole tree is to be offered. For whoever holds its locks. A
+    crash between the two renames leaves it unknown. Raises OSError.
     """
     path = destination.transfer(transfer_id)
+    if os.path.exists(os.path.join(path, NAME)):
+        destination.discard(path)  # without its patch the index would be taken for a whole tree's
+        return
     folder = destination.temporary()
-    os.link(os.path.join(path, "index.db"), os.path.join(folder, "index.db"))
+    for name in ("index.db", LEAVES):
+        with contextlib.suppress(FileNotFoundError):
+            os.link(os.path.join(path, name), os.path.join(folder, name))
     furnish(destination, folder, rules)
     destination.discard(path)
     destination.durability.publish(folder, path)

@@ -1,8 +1,9 @@
 """The ledger: what the destination knows of its own content.
 
     ledger.db = the index of the last commit + landed(entry_id, digest, ino, ctime)
+                + leaf(number, directory, first, names, digest)    of the index, in its order
                 meta: landed = the algorithm; newest = the last mtime; unsynced = the machine,
-                if nothing was synced
+                if nothing was synced; offsets = stale, if they are those of an earlier index
 
 A file is *kept*, not sent, when the ledger's entry of that path has the wanted content and the
 file in the destination still has the fingerprint (size, mtime, ctime, inode) it had when its
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tar_like.database import connect_readonly
+from tar_like.database import attach, connect, connect_readonly, scratch
 from tar_like.index import Index
 from tar_like.layout import sort_key
 from tar_like.proxy.durable import machine, may_be_lost
@@ -29,7 +31,18 @@ LANDED = """CREATE TABLE landed (
   ctime INTEGER NOT NULL
 )"""
 
-UNSYNCED = "unsynced"
+LEAF = """CREATE TABLE leaf (
+  number INTEGER PRIMARY KEY,
+  directory BLOB NOT NULL,
+  first BLOB NOT NULL,
+  names INTEGER NOT NULL,
+  digest BLOB NOT NULL
+)"""
+LEAVES = "leaves.db"
+"""Has that table, beside the index of a transfer."""
+OF_LEDGER = ("landed", "newest", "plan", "snapshot", "unsynced", "offsets")
+"""What a ledger says of itself that an index does not."""
+UNSYNCED, OFFSETS = "unsynced", "offsets"
 _FILES = """
 SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM entry e JOIN landed l ON l.entry_id = e.id
@@ -50,6 +63,17 @@ AND CASE
   ELSE e.hash = x'' AND e.mtime = o.mtime END
 AND o.id NOT IN {touched}
 """
+
+
+class LeafRow(NamedTuple):
+    """A leaf of an index (index.leaf), by its digest."""
+
+    directory: bytes
+    first: bytes
+    """Its first name."""
+    names: int
+    """How many it has."""
+    digest: bytes
 
 
 class Landed(NamedTuple):
@@ -130,6 +154,18 @@ class Ledger:
         """Its files that have one of these digests, as far as they can be read."""
         return self._matching(f"{_FILES} WHERE l.digest IN temp.wanted AND e.size > 0", wanted)
 
+    def leaves(self) -> Iterator[LeafRow]:
+        """The leaves of its index, in order; none where they are not known.
+
+        Raises sqlite3.Error.
+        """
+        if self._db is None:
+            return
+        query = "SELECT 1 FROM sqlite_schema WHERE name = 'leaf'"
+        if self._db.execute(query).fetchone() is not None:
+            query = "SELECT directory, first, names, digest FROM leaf ORDER BY number"
+            yield from map(LeafRow._make, self._db.execute(query))
+
     def _matching(self, query: str, wanted: Iterable[bytes]) -> Iterator[Row]:
         if self._db is None:
             return
@@ -152,6 +188,43 @@ def plan_of(path: str) -> str:
     ledger = Ledger(path)
     ledger.close()
     return ledger.plan
+
+
+def write_leaves(path: str, leaves: Iterable[LeafRow]) -> None:
+    """Write the leaves of an index, in order, to a new file. Raises OSError, sqlite3.Error."""
+    db = scratch(path)
+    try:
+        db.execute(LEAF)
+        rows = ((number, *leaf) for number, leaf in enumerate(leaves))
+        db.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def whole_ledger(path: str, folder: str, landed: str) -> None:
+    """Write a transfer's index with its leaves, and what has landed, to a new file.
+
+    ``folder`` is the transfer's, ``landed`` a file with that table. Raises OSError, sqlite3.Error.
+    """
+    shutil.copyfile(os.path.join(folder, "index.db"), path)
+    leaves = os.path.join(folder, LEAVES)
+    db = connect(path)
+    try:
+        attach(db, landed, "source")
+        if os.path.exists(leaves):
+            attach(db, leaves, "leaves")
+        db.execute("PRAGMA journal_mode=OFF")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("BEGIN")
+        db.execute(LANDED)
+        db.execute("INSERT INTO landed SELECT * FROM source.landed WHERE digest != x''")
+        db.execute(LEAF)
+        if os.path.exists(leaves):
+            db.execute("INSERT INTO main.leaf SELECT * FROM leaves.leaf")
+        db.execute("COMMIT")
+    finally:
+        db.close()
 
 
 class Comparison:

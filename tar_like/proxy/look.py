@@ -29,8 +29,8 @@ from tar_like.database import connect, connect_readonly, scratch
 from tar_like.dirfd import Walker, open_file
 from tar_like.index import Index
 from tar_like.index.schema import SELECT_ENTRY
-from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
-from tar_like.proxy.ledger import Ledger
+from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, place
+from tar_like.proxy.ledger import LEAF, LEAVES, OF_LEDGER, OFFSETS, Ledger
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.place import HOME, Destination, held
 from tar_like.proxy.sights import (
@@ -454,11 +454,42 @@ def reopened(destination: Destination, folder: str) -> str:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("BEGIN")
         db.execute("DROP TABLE landed")
-        db.execute(
-            "DELETE FROM meta WHERE key IN ('landed', 'newest', 'plan', 'snapshot', 'unsynced')"
-        )
+        _take_leaves(db, os.path.join(folder, LEAVES))
+        (stale,) = db.execute("SELECT count(*) FROM meta WHERE key = ?", (OFFSETS,)).fetchone()
+        if stale:
+            _place_files(db)
+        db.executemany("DELETE FROM meta WHERE key = ?", ((key,) for key in OF_LEDGER))
         db.execute("COMMIT")
     finally:
         db.close()
     Index(path).close()
     return path
+
+
+def _take_leaves(ledger: sqlite3.Connection, path: str) -> None:
+    """Put the table of the leaves into a file of its own, if there is one."""
+    if ledger.execute("SELECT 1 FROM sqlite_schema WHERE name = 'leaf'").fetchone() is None:
+        return
+    leaves = scratch(path)
+    with contextlib.closing(leaves):
+        leaves.execute(LEAF)
+        rows = ledger.execute("SELECT * FROM leaf ORDER BY number")
+        leaves.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", rows)
+        leaves.execute("COMMIT")
+    ledger.execute("DROP TABLE leaf")
+
+
+def _place_files(index: sqlite3.Connection) -> None:
+    """Give the files of an index their offsets again."""
+    length = 0
+    rows = []
+    for number, size in index.execute(
+        "SELECT id, size FROM entry WHERE kind = 'f' ORDER BY id"
+    ).fetchall():
+        offset = length
+        if size:
+            offset = place(length, size)
+            length = offset + size
+        rows.append((offset, number))
+    index.executemany("UPDATE entry SET offset = ? WHERE id = ?", rows)
+    index.execute("UPDATE meta SET value = ? WHERE key = 'length'", (str(length),))

@@ -12,6 +12,7 @@ from tar_like.errors import NotFound
 from tar_like.index import Index, validate
 from tar_like.proxy.folding import check_names, folding
 from tar_like.proxy.furnish import furnish
+from tar_like.proxy.ledger import LEAVES, LeafRow, write_leaves
 from tar_like.proxy.look import reopened
 from tar_like.proxy.place import Destination
 from tar_like.proxy.transfer import Transfer
@@ -24,12 +25,14 @@ def offer(destination: Destination, transfer_id: str, folder: str) -> None:
     Raises IndexInvalid (nothing is kept then), OSError.
     """
     path = os.path.join(folder, "index.db")
-    validate(path, transfer_id)
+    leaves: list[LeafRow] = []
+    validate(path, transfer_id, lambda *leaf: leaves.append(LeafRow(*leaf)))
+    write_leaves(os.path.join(folder, LEAVES), leaves)
     fold = folding(folder)
     if fold is not None:
         with Index(path) as index:
             check_names(index, fold)
-    _open(destination, transfer_id, folder)
+    open_transfer(destination, transfer_id, folder)
 
 
 def reopen(destination: Destination, transfer_id: str) -> None:
@@ -40,12 +43,13 @@ def reopen(destination: Destination, transfer_id: str) -> None:
     folder = destination.temporary()
     try:
         reopened(destination, folder)
-        _open(destination, transfer_id, folder)
+        open_transfer(destination, transfer_id, folder)
     finally:
         destination.discard(folder)
 
 
-def _open(destination: Destination, transfer_id: str, folder: str) -> None:
+def open_transfer(destination: Destination, transfer_id: str, folder: str) -> None:
+    """Make a transfer of a folder with an index that holds; nothing, if there is one."""
     furnish(destination, folder, Rules())
     final = destination.transfer(transfer_id)
     if _publish(destination, folder, final):

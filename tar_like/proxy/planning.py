@@ -36,6 +36,7 @@ from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
 from tar_like.proxy.look import find_touched, read_look
 from tar_like.proxy.outcome import PLANNING, attempt, keep_room, write_outcome
+from tar_like.proxy.patch import patch_of
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
@@ -199,6 +200,10 @@ class Planning:
     def _survey(self, folder: str, wish: Wish) -> None:
         temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)
         ledger = "" if wish.checksum else self._basis.ledger
+        patch = patch_of(self._path)
+        if patch is not None and not patch.fits(ledger):
+            self._destination.discard(self._path)
+            raise FileNotFoundError  # as if it were complete: all of the tree is offered then
         touched, alone = self._touched(ledger, wish.look)
         donors = self._destination.donors(self._id)
 
@@ -212,6 +217,7 @@ class Planning:
             touched=touched,
             alone=alone,
             strays=wish.ask or self._index.algorithm != "none",
+            patch="" if patch is None else patch.path,
         )
         survey.write_survey(self._index, known, temporary, sift, Rules.read(self._path))
         publish = self._destination.durability.publish

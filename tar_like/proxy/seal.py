@@ -1,6 +1,6 @@
 """Seals: the digests of a transfer's own files, to know at the commit that they are what they were.
 
-    index.db > index.db.seal        plan.db, kept.db likewise, before they are published
+    index.db > index.db.seal        the others likewise, before they are published
 
 What a disk has changed in an index, say, would else be given to names: SQLite does not notice it.
 """
@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from tar_like.dirfd import open_file
 
-SEALED = ("index.db", "plan.db", "kept.db")
+SEALED = ("index.db", "patch.db", "plan.db", "kept.db")
 _END = ".seal"
 _NO_FILE = (errno.ENOENT, errno.ELOOP, errno.EINVAL)
 """What opening something else in its place says."""

@@ -56,6 +56,13 @@ AND NOT EXISTS (SELECT 1 FROM passed p WHERE p.entry_id = e.id)
 ORDER BY id
 """
 _NOTHING = (-1, 0)
+_PATCHED = """
+INSERT INTO landed SELECT e.id, l.digest, l.ino, l.ctime
+FROM patch.at a CROSS JOIN idx.entry e ON e.id = a.entry_id
+CROSS JOIN ledger.entry o ON o.id = a.base_id CROSS JOIN ledger.landed l ON l.entry_id = o.id
+WHERE e.kind = 'f' AND e.size = o.size AND e.mtime = o.mtime
+"""
+"""Nothing was touched where a patch was taken up."""
 
 _CHUNKS = """
 SELECT entry_id, size FROM lacking
@@ -96,6 +103,8 @@ class Known:
     """That look saw nothing besides the ledger's files."""
     strays: bool
     """Files that the ledger does not vouch for are of use."""
+    patch: str = ""
+    """The patch that says which of the ledger's entries an index speaks of; empty for all."""
 
 
 def write_survey(
@@ -162,7 +171,11 @@ def _take_kept(db: sqlite3.Connection, index: Index, known: Known) -> Vouched | 
         touched, alone = "look.touched", known.alone
     else:
         touched, alone = "temp.touched", touched_now(known.ledger, known.root, db)
-    Comparison(db, index, ledger).take_equal(touched)
+    if known.patch:
+        attach(db, known.patch, "patch")
+        db.execute(_PATCHED)
+    else:
+        Comparison(db, index, ledger).take_equal(touched)
     if ledger.algorithm != index.digest:
         return None
     return Vouched(touched=touched, alone=alone)

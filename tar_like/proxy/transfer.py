@@ -22,6 +22,7 @@ from tar_like.errors import (
     NotFound,
     ReceiverFailed,
     TooLarge,
+    UsageError,
 )
 from tar_like.index import Index
 from tar_like.plan import Plan
@@ -31,6 +32,7 @@ from tar_like.proxy.backup import check_backup
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.intake import Block, Intake
 from tar_like.proxy.kept import bytes_of_twins
+from tar_like.proxy.patch import NAME as PATCH
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.planning import Planning, Wish, questions_open
 from tar_like.proxy.receipts import Receipts
@@ -38,7 +40,7 @@ from tar_like.proxy.rehearsal import write_rehearsal
 from tar_like.proxy.snapshot import Snapshot
 from tar_like.proxy.staging import Staging
 from tar_like.proxy.verified import Verified
-from tar_like.rules import RULES, Rules
+from tar_like.rules import PATCHED, RULES, Rules
 from tar_like.source.filters import make_filter
 from tar_like.wire import COMMITTING, OPEN, RECEIVING, Status, bitmap
 
@@ -122,6 +124,8 @@ class Transfer:
         Raises UsageError, Conflict when a commit by other rules is running, OSError.
         """
         rules = rules.checked().canonical
+        if rules not in PATCHED and os.path.exists(os.path.join(self.path, PATCH)):
+            raise UsageError("A patch goes by no rules but 'delete': offer the whole index.")
         make_filter(rules.regexes, rules.patterns)  # can they be?
         check_backup(self._index, rules)
         if rules.snapshot:

@@ -9,10 +9,14 @@ import time
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from tar_like.errors import Conflict, NotFound, TarLikeError
+from tar_like.errors import Busy, Conflict, NotFound, TarLikeError
+from tar_like.index.recorded import LEAF_NAME
 from tar_like.proxy import look
+from tar_like.proxy.ledger import Ledger
+from tar_like.proxy.look import Seen
 from tar_like.proxy.offer import reopen
 from tar_like.proxy.outcome import COMMIT, PLANNING, read_outcome
+from tar_like.proxy.patching import read_head, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.transfer import Transfer
@@ -142,13 +146,9 @@ class Transfers:
         Else its transfer is open, as if its index had been offered; or ``looking``, after a
         while, when that is not known yet. Raises NotFound when that tree is another one.
         """
-        deadline = time.monotonic() + WAIT
-        while (seen := look.read_look(self.destination, token)) is None:
-            if look.last_index(self.destination) != transfer_id:
-                raise NotFound("That is not the tree that was committed last: offer its index.")
-            if time.monotonic() > deadline:
-                return Status(id=transfer_id, state=LOOKING)
-            time.sleep(POLL)
+        seen = self._seen(transfer_id, token)
+        if seen is None:
+            return Status(id=transfer_id, state=LOOKING)
         current = look.is_current(self.destination, seen)
         if seen.index != transfer_id or not current:
             raise NotFound("That is not the tree that was committed last: offer its index.")
@@ -156,6 +156,45 @@ class Transfers:
             return look.report(self.destination, transfer_id, rules)
         reopen(self.destination, transfer_id)
         return self.get(transfer_id).status()
+
+    def leaves(self, transfer_id: str) -> bytes:
+        """What the leaves of the last commit's tree are known by. Raises NotFound for another."""
+        ledger = Ledger(self.destination.ledger)
+        try:
+            found = b"".join(leaf.digest[:LEAF_NAME] for leaf in ledger.leaves())
+            if ledger.index_id != transfer_id or not found:
+                raise NotFound("That is not the tree that was committed last: offer its index.")
+            return found
+        finally:
+            ledger.close()
+
+    def patch(self, tree: str, folder: str) -> Status:
+        """Take up a patch that leads to a tree (patching.take_patch); waits a while for its look.
+
+        Raises Busy when that takes longer, and what take_patch raises.
+        """
+        head = read_head(folder)
+        try:
+            seen = self._seen(head.base, head.look)
+        except NotFound as error:
+            raise Conflict(str(error)) from None
+        if seen is None:
+            raise Busy("The receiver is still looking at its destination: try again.")
+        return self.get(take_patch(self.destination, tree, folder, seen)).status()
+
+    def _seen(self, index: str, token: str) -> Seen | None:
+        """What a look at the last commit's tree saw; None where that takes long.
+
+        Raises NotFound when that tree is another one.
+        """
+        deadline = time.monotonic() + WAIT
+        while (seen := look.read_look(self.destination, token)) is None:
+            if look.last_index(self.destination) != index:
+                raise NotFound("That is not the tree that was committed last: offer its index.")
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL)
+        return seen
 
     def _status_within(self, transfer_id: str, seconds: float) -> Status:
         """A status; a transfer that is being begun anew has time to be there again."""

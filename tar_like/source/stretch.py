@@ -66,6 +66,11 @@ class Stretch(NamedTuple):
             if mode & FORMAT == stat.S_IFDIR
         ]
 
+    def version(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The columns of ctimes and of inodes."""
+        ctimes, inos, _, _ = self._kept()
+        return ctimes, inos
+
     def inodes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The columns of devices and of inodes."""
         _, inos, devs, _ = self._kept()

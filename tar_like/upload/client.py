@@ -158,6 +158,14 @@ class Client:
         """Send the index. Raises TarLikeError when the receiver refuses it."""
         return self._put_file(transfer_id, "/db", index_path)
 
+    def leaves(self, tree: str) -> bytes:
+        """What the leaves of the last commit's tree are known by. Raises NotFound for another."""
+        return self.retried(lambda: self._send("GET", f"/{tree}/leaves").content)
+
+    def patch(self, tree: str, path: str) -> Status:
+        """Offer what of a tree is not as it was. Raises Conflict where that is not to be had."""
+        return self._put_file(tree, "/patch", path)
+
     def answer(self, transfer_id: str, path: str) -> Status:
         """Send answers to the receiver's questions."""
         return self._put_file(transfer_id, "/answers", path)

@@ -58,6 +58,8 @@ class UploadOptions:
     """Have the receiver believe no fingerprint: it reads every file that may be kept."""
     look: str = ""
     """The token of the look that the receiver took meanwhile, if any."""
+    patch_of: str = ""
+    """The id of the whole tree, where the index is only of what differs (upload.patch)."""
     direct: Callable[[], Taker] | None = None
     """Where the receiver is this run's own: makes what takes blocks in, in a process that sends."""
     s3: S3Settings | None = None

@@ -105,6 +105,13 @@ def begin_look(options: UploadOptions) -> Look | None:
         client.close()
 
 
+class PatchGone(Exception):
+    """A patch does not lead to the tree (any more): the whole index is to be offered."""
+
+    carried = 0
+    """Bytes that went over the wire for it."""
+
+
 class _PlanAnew(Exception):
     """There is to be another plan; the text says why."""
 
@@ -133,7 +140,7 @@ class Upload:
         self._dispatcher.stop()
 
     def run(self) -> UploadSummary:
-        """Raises TarLikeError when the upload cannot even start."""
+        """Raises TarLikeError when the upload cannot even start, PatchGone (of a patch only)."""
         options = self._options
         with Index(options.index_path) as index, tempfile.TemporaryDirectory() as folder:
             self.summary.transfer = index.id
@@ -144,7 +151,12 @@ class Upload:
                 self._plan_and_send(client, index, folder)
             except Interrupted:
                 self.summary.interrupted = True
+            except PatchGone as gone:
+                gone.carried = self.summary.wire_bytes + client.carried
+                raise
             except (NotFound, AnswersInvalid) as error:
+                if self._options.patch_of:
+                    raise PatchGone from None
                 raise Conflict(f"{error} {_BETWEEN}") from None
             finally:
                 self.summary.wire_bytes += client.carried
@@ -172,6 +184,8 @@ class Upload:
                 self._rounds(client, status, os.path.join(folder, f"plan.{number}.db"))
             except _PlanAnew as why:
                 self._progress.say(str(why))
+                if self._options.patch_of:
+                    raise PatchGone from None
                 self._sent_before = self.summary.blocks_sent
             else:
                 return
@@ -185,12 +199,16 @@ class Upload:
     def _negotiate(self, client: Client, index: Index, folder: str) -> Status:
         status = client.status(index.id)
         if status is None or status.state == COMPLETE:
+            if self._options.patch_of:
+                raise PatchGone
             status = client.offer(index.id, index.path)
         else:
             self._resumed = status.received > 0
         try:
             status = self._ask_for_plan(client, index)
         except NotFound:  # another run has completed it just now
+            if self._options.patch_of:
+                raise PatchGone from None
             client.offer(index.id, index.path)
             status = self._ask_for_plan(client, index)
         while status.state == OPEN:
@@ -259,6 +277,7 @@ class Upload:
             again = False
             self._raise_if_stopped()
             if self.summary.errors:
+                self._raise_if_gone(client, status)
                 return
             if self._elsewhere_missing(client, status):
                 if not self._missing(client, status, first, stop, again=False):
@@ -386,6 +405,8 @@ class Upload:
             try:
                 status = client.commit(transfer_id, self._options.rules)
             except TarLikeError as error:
+                if self._options.patch_of and isinstance(error, NotFound):
+                    raise PatchGone from None
                 self.summary.errors.append(str(error))
                 return True
             if status.state == COMPLETE:
@@ -415,6 +436,11 @@ class Upload:
             failure for failure in self.summary.failures if failure.path not in reported
         ]
         return True
+
+    def _raise_if_gone(self, client: Client, status: Status) -> None:
+        """What went wrong with blocks of a patch may be that there is none any more."""
+        if self._options.patch_of and client.status(status.id) is None:
+            raise PatchGone
 
     def _raise_if_stopped(self) -> None:
         if self._stopped:

@@ -39,6 +39,8 @@ ENDPOINTS = (
     ("POST", f"/tar/{ID}/plan", OFFER),
     ("GET", f"/tar/{ID}/questions", READ),
     ("PUT", f"/tar/{ID}/answers", OFFER),
+    ("GET", f"/tar/{ID}/leaves", READ),
+    ("PUT", f"/tar/{ID}/patch", OFFER),
     ("PUT", f"/tar/{ID}/4096/0", SEND),
     ("POST", f"/tar/{ID}/commit", COMMIT),
     ("POST", f"/tar/{ID}/rehearsal", OFFER),

@@ -1,0 +1,177 @@
+"""A patch: what a tree has that differs from the one that was committed last.
+
+    patch.db = at(entry_id, base_id)      entries of the index that the ledger has, under which id
+             + gone(base_id, path, kind)  names of the ledger that the tree has no more
+             + leaf(...)                  the leaves of the whole tree
+             + meta                       tree, base, plan (of the base), entries
+
+A transfer with a patch has an index of its own: the entries that are new or not as they were, and
+the directories that lead to them. What it does not name stays as the ledger says, so it is a
+transfer of the whole tree all the same: where the ledger becomes another, it is of no use.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+
+from tar_like.database import attach, connect, scratch
+from tar_like.index import schema
+from tar_like.layout import DIRECTORY
+from tar_like.proxy.deletion import Extra
+from tar_like.proxy.ledger import LANDED, LEAF, OFFSETS, plan_of
+
+NAME = "patch.db"
+AT = "CREATE TABLE at (entry_id INTEGER PRIMARY KEY, base_id INTEGER, after INTEGER)"
+"""``base_id`` is null for what is new: it comes after the entry ``after`` of the ledger."""
+GONE = "CREATE TABLE gone (base_id INTEGER PRIMARY KEY, path BLOB NOT NULL, kind TEXT NOT NULL)"
+_META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+# Where no name has come or gone: every entry has the number that it had.
+_IN_PLACE = """
+CREATE TEMP TABLE mine AS SELECT base_id AS id, entry_id FROM patch.at;
+DELETE FROM main.landed WHERE entry_id IN (SELECT id FROM mine);
+DELETE FROM main.segment WHERE entry_id IN (SELECT id FROM mine);
+DELETE FROM main.leaf;
+"""
+# Else all are numbered anew, those that stay (old) and those that are new.
+_MOVED = """
+CREATE TEMP TABLE places AS
+SELECT row_number() OVER (ORDER BY base, new) - 1 AS id, old, new FROM (
+  SELECT id AS base, -1 AS new, id AS old FROM base.entry
+  WHERE id NOT IN (SELECT base_id FROM patch.gone)
+  UNION ALL SELECT after, entry_id, NULL FROM patch.at WHERE base_id IS NULL);
+CREATE UNIQUE INDEX temp.place_of_old ON places (old);
+INSERT INTO main.entry
+SELECT p.id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash, ctime, ino, token
+FROM places p CROSS JOIN base.entry b ON b.id = p.old ORDER BY p.id;
+INSERT INTO main.entry
+SELECT p.id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash, ctime, ino, token
+FROM places p CROSS JOIN idx.entry e ON e.id = p.new WHERE p.old IS NULL;
+CREATE TEMP TABLE mine AS
+SELECT p.id, a.entry_id FROM patch.at a JOIN places p ON p.old = a.base_id
+UNION ALL SELECT id, new FROM places WHERE old IS NULL;
+INSERT INTO main.landed SELECT p.id, digest, ino, ctime
+FROM base.landed t CROSS JOIN places p ON p.old = t.entry_id
+WHERE p.id NOT IN (SELECT id FROM mine);
+INSERT INTO main.segment SELECT p.id, start, stop
+FROM base.segment t CROSS JOIN places p ON p.old = t.entry_id
+WHERE p.id NOT IN (SELECT id FROM mine);
+INSERT INTO main.meta SELECT key, value FROM base.meta;
+"""
+_MERGE = """
+CREATE UNIQUE INDEX temp.mine_by_id ON mine (id);
+UPDATE main.entry SET (kind, size, mode, mtime, uid, gid, target, ctime, ino) =
+  (SELECT e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino
+   FROM mine m JOIN idx.entry e ON e.id = m.entry_id WHERE m.id = entry.id)
+WHERE id IN (SELECT id FROM mine);
+INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
+FROM source.landed l JOIN mine m USING (entry_id) WHERE l.digest != x'';
+INSERT INTO main.segment SELECT m.id, s.start, s.stop
+FROM idx.segment s JOIN mine m USING (entry_id);
+INSERT INTO main.leaf SELECT * FROM patch.leaf;
+"""
+
+
+def create(path: str) -> sqlite3.Connection:
+    """A new file to be filled, in a transaction that is open."""
+    db = scratch(path)
+    for table in (_META, AT, GONE, LEAF):
+        db.execute(table)
+    return db
+
+
+class Patch:
+    """The patch of a transfer, read-only."""
+
+    def __init__(self, path: str) -> None:
+        """``path`` is the transfer's folder. Raises sqlite3.Error."""
+        self._path = path
+        self.path = os.path.join(path, NAME)
+        db = connect(self.path, "ro")
+        try:
+            meta = dict(db.execute("SELECT key, value FROM meta"))
+            self._structural = bool(
+                db.execute("SELECT EXISTS (SELECT 1 FROM at WHERE base_id IS NULL)").fetchone()[0]
+                or db.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()[0]
+            )
+        finally:
+            db.close()
+        self.tree = meta["tree"]
+        """The id of the index of the whole tree."""
+        self.base = meta["plan"]
+        """The plan that the ledger is of which this is a difference to."""
+        self.entries = int(meta["entries"])
+        """Of the whole tree."""
+
+    def fits(self, ledger: str) -> bool:
+        """Whether this is a difference to a ledger."""
+        return bool(plan_of(ledger) == self.base)
+
+    def gone(self) -> Iterator[Extra]:
+        """What is to be deleted, in canonical order."""
+        db = connect(self.path, "ro")
+        try:
+            rows = db.execute("SELECT path, kind FROM gone ORDER BY base_id")
+            yield from (Extra(path, kind == DIRECTORY) for path, kind in rows)
+        finally:
+            db.close()
+
+    def merge(self, ledger: str, path: str, landed: str) -> None:
+        """Write the index of the whole tree, and what has landed, to a new file.
+
+        ``landed`` is a file with that table, for the entries of the transfer. The offsets are
+        those of the base: they count for nothing. Raises OSError, sqlite3.Error.
+        """
+        if not self._structural:
+            shutil.copyfile(ledger, path)
+        else:
+            new = schema.create(path)
+            new.execute("COMMIT")
+            new.close()
+        db = connect(path, "rw")
+        try:
+            db.execute("PRAGMA journal_mode=OFF")
+            db.execute("PRAGMA synchronous=OFF")
+            db.execute("PRAGMA cache_size=-8192")
+            for name, other in (
+                ("patch", self.path),
+                ("idx", os.path.join(self._path, "index.db")),
+                ("source", landed),
+            ):
+                attach(db, other, name)
+            if self._structural:
+                attach(db, ledger, "base")
+            db.execute("BEGIN")
+            if self._structural:
+                db.execute(LANDED)
+                db.execute(LEAF)
+            for statement in ((_MOVED if self._structural else _IN_PLACE) + _MERGE).split(";"):
+                db.execute(statement)
+            self._describe(db)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+
+    def _describe(self, db: sqlite3.Connection) -> None:
+        """What the file says of itself, but for what a ledger says besides."""
+        files, size = db.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM main.entry WHERE kind = 'f'"
+        ).fetchone()
+        meta = {
+            "id": self.tree,
+            "entries": str(self.entries),
+            "files": str(files),
+            "bytes": str(size),
+            OFFSETS: "stale",
+        }
+        db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
+
+
+def patch_of(path: str) -> Patch | None:
+    """The patch of a transfer, by its folder; None for a transfer that has all of its tree.
+
+    Raises sqlite3.Error.
+    """
+    return Patch(path) if os.path.exists(os.path.join(path, NAME)) else None

@@ -1,0 +1,404 @@
+"""A patch is offered: what a tree has other than the one that was committed last.
+
+    head + leaves > which rows differ from the ledger's > an index of those, validated > patch.db
+
+The sender says which leaves of the ledger its tree has, and gives those that the ledger lacks, so
+the tree's id can be computed here. Nothing else of what it says is believed; what cannot be put
+together so is refused, and is to be offered whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, BinaryIO, NamedTuple
+
+from blake3 import blake3
+
+from tar_like.database import connect_readonly
+from tar_like.errors import Conflict, IndexInvalid
+from tar_like.index import BuildSummary, Index, schema
+from tar_like.index.build import NO_HASH, describe
+from tar_like.index.identity import Identity
+from tar_like.index.leaf import Leaf
+from tar_like.index.reader import PATCH_OF
+from tar_like.index.validate import check_rows
+from tar_like.layout import DIRECTORY, FILE, place, sort_key
+from tar_like.proxy import patch
+from tar_like.proxy.folding import folding
+from tar_like.proxy.ledger import LeafRow, Ledger
+from tar_like.proxy.look import Seen, is_current
+from tar_like.proxy.offer import open_transfer
+from tar_like.proxy.place import Destination
+from tar_like.source import Wanted
+from tar_like.source.stretch import BITS, FORMAT, KINDS
+from tar_like.wire import SEGMENT, PatchHead
+
+_LENGTH = struct.Struct("<I")
+BODY = "body"
+"""The name of the file that a patch arrives in."""
+_MAX_LEAF = 4 << 20
+WHOLE = "offer the whole index"
+
+
+class Given(NamedTuple):
+    """An entry of the tree."""
+
+    values: tuple[Any, ...]
+    """kind, size, mode, mtime, uid, gid, target"""
+    ctime: int
+    ino: int
+    base_id: int | None
+    """Its id in the ledger, which says something else of it; None where it is new."""
+    after: int | None = None
+    """The last id in the ledger that is before it, where it is new."""
+    segments: Sequence[tuple[int, int]] = ()
+    """The ranges that hold data, of a file with holes."""
+
+
+class _Leaf(NamedTuple):
+    """A leaf that was given."""
+
+    leaf: Leaf
+    row: LeafRow
+    ctimes: Sequence[int]
+    inos: Sequence[int]
+    segments: dict[int, list[tuple[int, int]]]
+    """By position: the ranges of a sparse file that hold data."""
+
+    def rows(self) -> Iterator[tuple[bytes, tuple[Any, ...], int, int, Sequence[tuple[int, int]]]]:
+        """Name, what Given has of it, ctime, inode and segments. Raises IndexInvalid."""
+        modes, sizes, mtimes, uids, gids = self.leaf.columns
+        kinds = [KINDS.get(mode & FORMAT, "") for mode in modes]
+        if "" in kinds or self.leaf.firsts or self.leaf.hashes:
+            raise IndexInvalid("The patch has what only a whole index may have.")
+        positions = range(len(kinds))
+        targets = map(self.leaf.targets.get, positions, repeat(b""))
+        bits = [mode & BITS for mode in modes]
+        values = zip(kinds, sizes, bits, mtimes, uids, gids, targets, strict=False)
+        segments = map(self.segments.get, positions, repeat(()))
+        return zip(self.leaf.names, values, self.ctimes, self.inos, segments, strict=False)
+
+
+def _read_leaf(file: BinaryIO) -> _Leaf:
+    """Raises IndexInvalid."""
+    try:
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        if length > _MAX_LEAF:
+            raise ValueError
+        data = file.read(length)
+        leaf = Leaf.unpack(data)
+        count = len(leaf.names)
+        ctimes, inos = (struct.unpack(f"<{count}q", file.read(8 * count)) for _ in range(2))
+        segments: dict[int, list[tuple[int, int]]] = {}
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        for _ in range(length):
+            position, start, stop = SEGMENT.unpack(file.read(SEGMENT.size))
+            segments.setdefault(position, []).append((start, stop))
+    except (ValueError, struct.error):
+        raise IndexInvalid("The patch is damaged.") from None
+    row = LeafRow(leaf.directory, leaf.names[0], count, blake3(data).digest())
+    return _Leaf(leaf, row, ctimes, inos, segments)
+
+
+def _no_path(_: int) -> bytes:
+    raise AssertionError("Leaves have no rows.")
+
+
+def patch_id(base: str, tree: str) -> str:
+    """The id of the transfer that makes one tree out of another."""
+    return blake3(f"tar-like patch 1\0{base}\0{tree}".encode()).hexdigest()
+
+
+def read_head(folder: str) -> PatchHead:
+    """The head of a patch that was written to ``folder``. Raises IndexInvalid, OSError."""
+    with open(os.path.join(folder, BODY), "rb") as file:
+        return _head(file)
+
+
+def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> str:
+    """Take up a patch that was written to ``folder``; returns the id of its transfer.
+
+    ``seen`` is what the look that it names saw.
+
+    Raises Conflict where the whole index is to be offered, IndexInvalid for what cannot be, and
+    OSError.
+    """
+    body = os.path.join(folder, BODY)
+    with open(body, "rb") as file:
+        head = _head(file)
+        if (
+            seen.index != head.base
+            or not seen.same
+            or seen.extra
+            or not is_current(destination, seen)
+            or folding(folder) is not None
+        ):
+            raise Conflict(f"There is nothing that this could be a difference to: {WHOLE}.")
+        try:
+            base = _Base(destination.ledger, head.base)
+        except sqlite3.Error:
+            raise Conflict(f"The ledger cannot be read: {WHOLE}.") from None
+        try:
+            _Patching(base, head, tree, folder).write(file)
+        finally:
+            base.close()
+    os.unlink(body)
+    transfer_id = patch_id(head.base, tree)
+    open_transfer(destination, transfer_id, folder)
+    return transfer_id
+
+
+def _head(file: BinaryIO) -> PatchHead:
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
+    try:
+        return PatchHead.from_json(file.read(length))
+    except (ValueError, TypeError):
+        raise IndexInvalid("The patch has no head.") from None
+
+
+class _Base:
+    """The ledger: rows by path, found by the order that they are in."""
+
+    def __init__(self, path: str, index_id: str) -> None:
+        """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
+        ledger = Ledger(path)
+        self.plan, self.leaves = ledger.plan, list(ledger.leaves())
+        ledger.close()
+        self._db = connect_readonly(path)
+        self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        if (
+            ledger.index_id != index_id
+            or ledger.snapshot
+            or self._meta.get("hash") != "none"
+            or self._meta.get("xattrs")
+            or self._any("SELECT 1 FROM entry WHERE kind = 'h' LIMIT 1")
+            or self._any("SELECT 1 FROM skipped LIMIT 1")
+        ):
+            self.close()
+            raise Conflict(f"To this tree there can be no difference: {WHOLE}.")
+        self.entries = int(self._meta["entries"])
+
+    def _any(self, query: str) -> bool:
+        return self._db.execute(query).fetchone() is not None
+
+    def locate(self, path: bytes) -> int:
+        """The id of the first entry that is not before this path."""
+        key = sort_key(path)
+        low, high = 0, self.entries
+        while low < high:
+            middle = (low + high) // 2
+            (found,) = self._db.execute("SELECT path FROM entry WHERE id = ?", (middle,)).fetchone()
+            if sort_key(found) < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def path(self, number: int) -> bytes | None:
+        """The path of an entry; None after the last one."""
+        row = self._db.execute("SELECT path FROM entry WHERE id = ?", (number,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def entry(self, path: bytes) -> tuple[Any, ...] | None:
+        """The row of this path."""
+        query = f"{_SELECT} WHERE id = ? AND path = ?"
+        found: tuple[Any, ...] | None = self._db.execute(
+            query, (self.locate(path), path)
+        ).fetchone()
+        return found
+
+    def names(self, directory: bytes, first: bytes, count: int) -> Iterator[tuple[Any, ...]]:
+        """The rows of so many of a directory's names, from this one on; none of what is below."""
+        prefix = directory + b"/" if directory else b""
+        number, depth = self.locate(prefix + first), prefix.count(b"/")
+        while count > 0:
+            below = b""
+            for row in self._db.execute(f"{_SELECT} WHERE id >= ? ORDER BY id", (number,)):
+                below = row[1]
+                if below.count(b"/") != depth:
+                    break
+                yield row
+                count -= 1
+                if not count:
+                    return
+            else:
+                return
+            end = below.find(b"/", len(prefix))
+            number = self.locate(below[:end] + b"\1")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+_ID, _PATH, _VALUES, _CTIME, _INO = 0, 1, slice(2, 9), 9, 10
+_SELECT = "SELECT id,path,kind,size,mode,mtime,uid,gid,target,ctime,ino FROM entry"
+
+
+class _Patching:
+    """One patch on its way into a transfer's folder."""
+
+    def __init__(self, base: _Base, head: PatchHead, tree: str, folder: str) -> None:
+        self._base = base
+        self._head = head
+        self._tree = tree
+        self._folder = folder
+        self._wanted: dict[bytes, Given] = {}
+        """What is new or changed, and the directories that lead there, by path."""
+        self._gone: dict[bytes, tuple[int, str]] = {}
+        """Ledger's id and kind of what the tree has no more, by path."""
+        self._leaves: list[LeafRow] = []
+
+    def write(self, file: BinaryIO) -> None:
+        """Raises Conflict, IndexInvalid, OSError."""
+        dropped, given = self._compose(file)
+        identity = Identity(NO_HASH, _no_path)
+        for leaf in self._leaves:
+            identity.add_leaf(*leaf)
+        if identity.id() != self._tree:
+            raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
+        self._lead_to(b"/")
+        self._compare(dropped, given)
+        self._check_leaves(given)
+        for path in list(self._wanted):
+            self._lead_to(path)
+        for path in self._gone:
+            self._lead_to(path, gone=True)
+        self._write()
+
+    def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], list[_Leaf]]:
+        """The leaves of the tree; returns those of the ledger that it lacks, and the new ones."""
+        leaves, dropped, given = self._base.leaves, list[LeafRow](), list[_Leaf]()
+        last = 0
+        for item in self._head.order:
+            if isinstance(item, int):
+                given += (_read_leaf(file) for _ in range(item))
+                self._leaves += (one.row for one in given[-item:])
+                continue
+            first, stop = item
+            if not last <= first < stop <= len(leaves):
+                raise IndexInvalid("The patch takes leaves that there are not.")
+            dropped += leaves[last:first]
+            self._leaves += leaves[first:stop]
+            last = stop
+        return dropped + leaves[last:], given
+
+    def _compare(self, dropped: list[LeafRow], given: list[_Leaf]) -> None:
+        """The rows of leaves that differ, against each other. The hot path."""
+        old: dict[bytes, dict[bytes, tuple[Any, ...]]] = {}
+        for leaf in dropped:
+            rows = self._base.names(leaf.directory, leaf.first, leaf.names)
+            old.setdefault(leaf.directory, {}).update((row[_PATH], row) for row in rows)
+        found = set[bytes]()
+        for one in given:
+            prefix = one.leaf.directory + b"/" if one.leaf.directory else b""
+            known = old.get(one.leaf.directory, {})
+            for name, values, ctime, ino, segments in one.rows():
+                path = prefix + name
+                if path in found:
+                    raise IndexInvalid("The patch has a name twice.")
+                found.add(path)
+                row = known.pop(path, None)
+                if row is None:
+                    self._wanted[path] = Given(
+                        values, ctime, ino, None, self._after(path), segments
+                    )
+                elif row[_VALUES] != values:
+                    self._wanted[path] = Given(values, ctime, ino, row[_ID], None, segments)
+        for rows_left in old.values():
+            for path, row in rows_left.items():
+                self._gone[path] = row[_ID], row[2]
+
+    def _after(self, path: bytes) -> int:
+        number = self._base.locate(path)
+        if self._base.path(number) == path:
+            raise IndexInvalid("The patch has a name twice.")
+        return number - 1
+
+    def _check_leaves(self, given: list[_Leaf]) -> None:
+        """Every leaf is of a directory of the tree."""
+        lost = {path for path, (_, kind) in self._gone.items() if kind == DIRECTORY}
+        lost.update(
+            path for path, one in self._wanted.items()
+            if one.base_id is not None and one.values[0] != DIRECTORY
+        )  # fmt: skip
+        if any(leaf.directory in lost for leaf in self._leaves):
+            raise IndexInvalid("The patch has names in a directory that there is not.")
+        for one in given:
+            self._lead_to(one.leaf.directory + b"/")
+
+    def _lead_to(self, path: bytes, *, gone: bool = False) -> None:
+        """Take up the directories above a name, as they are in the tree; the root, too."""
+        while path:
+            path = path.rpartition(b"/")[0]
+            if path in self._wanted:
+                if self._wanted[path].values[0] == DIRECTORY:
+                    return
+                if gone:
+                    continue  # it is no directory any more
+                raise IndexInvalid("The patch has names in what is no directory.")
+            if gone and path in self._gone:
+                continue
+            row = self._base.entry(path)
+            if row is None or row[2] != DIRECTORY:
+                raise IndexInvalid("The patch has names in what is no directory.")
+            self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[_ID])
+
+    def _write(self) -> None:
+        """The index and the patch."""
+        path = os.path.join(self._folder, "index.db")
+        summary, length = BuildSummary(id=patch_id(self._head.base, self._tree)), 0
+        rows, places, segments = [], [], list[tuple[int, int, int]]()
+        for number, name in enumerate(sorted(self._wanted, key=sort_key)):
+            one = self._wanted[name]
+            kind, size, mode, mtime, uid, gid, target = one.values
+            offset = length
+            if kind == FILE:
+                summary.files += 1
+                if size:
+                    offset = place(length, size)
+                    length = offset + size
+                    summary.bytes += size
+            rows.append(
+                (
+                    number, name, kind, size, offset, mode, mtime, uid, gid, target, -1, b"",
+                    one.ctime, one.ino, b"",
+                )
+            )  # fmt: skip
+            places.append((number, one.base_id, one.after))
+            segments += ((number, start, stop) for start, stop in one.segments)
+        summary.entries = len(rows)
+        db = schema.create(path)
+        try:
+            db.executemany(schema.INSERT_ENTRY, rows)
+            db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
+            describe(db, summary, length, NO_HASH, self._head.source, Wanted())
+            db.execute("INSERT INTO meta VALUES (?, ?)", (PATCH_OF, self._tree))
+            db.execute("COMMIT")
+        except (OverflowError, ValueError):
+            raise IndexInvalid("The patch has a number that is too large.") from None
+        finally:
+            db.close()
+        with Index(path, "What was offered") as index:
+            check_rows(index)
+        new = sum(one.base_id is None for one in self._wanted.values())
+        meta = {
+            "tree": self._tree,
+            "plan": self._base.plan,
+            "entries": str(self._base.entries + new - len(self._gone)),
+        }
+        db = patch.create(os.path.join(self._folder, patch.NAME))
+        try:
+            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            db.executemany("INSERT INTO at VALUES (?, ?, ?)", places)
+            gone = ((number, name, kind) for name, (number, kind) in self._gone.items())
+            db.executemany("INSERT INTO gone VALUES (?, ?, ?)", gone)
+            leaves = ((number, *leaf) for number, leaf in enumerate(self._leaves))
+            db.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", leaves)
+            db.execute("COMMIT")
+        finally:
+            db.close()

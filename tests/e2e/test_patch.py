@@ -1,0 +1,236 @@
+"""Only what differs is offered, and the ledger is what a whole offer would have made it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from tar_like.index import Index, validate
+from tests.e2e.harness import Job, Proxy, index, run, sync, wait_for
+from tests.e2e.test_edits import EDITS, Edited
+from tests.trees import assert_same
+
+TREE = "id, path, kind, size, mode, mtime, uid, gid, target, link"
+NO_LINKS = sorted(EDITS.keys() - {"link"})
+
+
+def was_patched(dst: Path) -> bool:
+    """Whether the last commit was that of a patch."""
+    return bool(ask(dst / ".tar_like/ledger.db", "SELECT 1 FROM meta WHERE key = 'offsets'"))
+
+
+def ask(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute(query).fetchall()
+
+
+def assert_ledger(src: Path, dst: Path, work: Path) -> None:
+    """The ledger is that of this tree, and knows what is in its place."""
+    fresh, ledger = work / "fresh.db", dst / ".tar_like/ledger.db"
+    fresh.unlink(missing_ok=True)
+    index(src, fresh, "--hash", "none")
+    rows = f"SELECT {TREE} FROM entry ORDER BY id"
+    assert ask(ledger, rows) == ask(fresh, rows)
+    segments = "SELECT entry_id, start, stop FROM segment ORDER BY 1, 2"
+    assert ask(ledger, segments) == ask(fresh, segments)
+    meta = "SELECT key, value FROM meta WHERE key IN ('id', 'entries', 'files', 'bytes') ORDER BY 1"
+    assert ask(ledger, meta) == ask(fresh, meta)
+    leaves: list[tuple[Any, ...]] = []
+    with Index(str(fresh)) as one:
+        validate(str(fresh), one.id, lambda *leaf: leaves.append(leaf))
+    known = "SELECT directory, first, names, digest FROM leaf ORDER BY number"
+    assert ask(ledger, known) == leaves
+    landed = ask(
+        ledger, "SELECT path, digest, l.ino, l.ctime FROM entry JOIN landed l ON id = entry_id"
+    )
+    assert {path for path, *_ in landed} == {
+        path for path, kind in ask(ledger, "SELECT path, kind FROM entry") if kind == "f"
+    }
+    for path, digest, ino, ctime in landed:
+        file = dst / os.fsdecode(path)
+        st = file.stat()
+        assert (ino, ctime) == (st.st_ino, st.st_ctime_ns)
+        assert digest == blake3(file.read_bytes()).digest()
+
+
+@pytest.fixture
+def tree(work: Path, dice: random.Random) -> Edited:
+    (work / "src").mkdir()
+    return Edited(work / "src", dice)
+
+
+def test_after_any_edits_the_ledger_is_that_of_a_whole_offer(
+    work: Path, tree: Edited, dice: random.Random
+) -> None:
+    dst = work / "dst"
+    with Proxy(dst) as proxy:
+        sync(tree.root, proxy.url)
+        for _ in range(8):
+            for _ in range(dice.randrange(1, 6)):
+                EDITS[dice.choice(NO_LINKS)](tree)
+            sync(tree.root, proxy.url, "--delete")
+            assert was_patched(dst)
+            assert_same(tree.root, dst, xattrs=True)
+            assert_ledger(tree.root, dst, work)
+
+
+def test_hard_links_are_offered_whole(work: Path, tree: Edited) -> None:
+    dst = work / "dst"
+    sync(tree.root, dst)
+    tree.link()
+    sync(tree.root, dst)
+    assert not was_patched(dst)
+    tree.create()
+    sync(tree.root, dst)
+    assert not was_patched(dst)
+    assert_same(tree.root, dst)
+
+
+def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
+    work: Path, dice: random.Random
+) -> None:
+    src, dst = work / "src", work / "dst"
+    for folder in range(100):
+        (src / f"{folder:03}").mkdir(parents=True)
+        for number in range(40):
+            (src / f"{folder:03}/file {number}").write_bytes(dice.randbytes(10))
+    sync(src, dst)
+    (src / "007/file 7").write_bytes(b"changed")
+    (src / "050/new").write_bytes(b"new")
+    (src / "099/file 9").unlink()
+    summary = sync(src, dst, "--delete")
+    assert was_patched(dst)
+    assert summary["wire_bytes"] < 20_000  # 4,100 entries; the index has 300,000
+    assert (summary["entries"], summary["deleted"]) == (4101, 1)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
+    assert sync(src, dst, "--delete")["blocks_sent"] == 0
+
+
+def test_more_than_a_patch_may_have_is_offered_whole(work: Path, dice: random.Random) -> None:
+    src, dst = work / "src", work / "dst"
+    for folder in range(30):
+        (src / f"{folder}").mkdir(parents=True)
+        for number in range(50):
+            (src / f"{folder}/{number}").write_bytes(b"old")
+    sync(src, dst)
+    for folder in range(25):
+        (src / f"{folder}/7").write_bytes(b"new one")
+    sync(src, dst)
+    assert not was_patched(dst)
+    assert_same(src, dst)
+
+
+@pytest.mark.parametrize("spoil", ["touched", "extra", "gone"])
+def test_nothing_is_a_difference_to_what_others_have_changed(
+    work: Path, tree: Edited, spoil: str
+) -> None:
+    dst = work / "dst"
+    sync(tree.root, dst)
+    if spoil == "touched":
+        (dst / "a/new").write_bytes(b"")
+        sync(tree.root, dst, "--delete")
+        victim = next(one for one in sorted(dst.rglob("file*")) if one.stat().st_size)
+        victim.write_bytes(b"others")
+    elif spoil == "extra":
+        (dst / "a/extra").write_bytes(b"")
+    else:
+        next(iter(sorted(dst.rglob("file*")))).unlink()
+    tree.create()
+    sync(tree.root, dst, "--delete")
+    assert not was_patched(dst)
+    assert_same(tree.root, dst)
+
+
+def test_the_tree_of_a_patch_can_be_offered_again(work: Path, tree: Edited) -> None:
+    """From the ledger, whose offsets were not kept: where others have touched what it left."""
+    dst = work / "dst"
+    sync(tree.root, dst)
+    tree.create()
+    tree.append()
+    sync(tree.root, dst)
+    assert was_patched(dst)
+    victim = next(one for one in sorted(dst.rglob("file*")) if one.stat().st_size)
+    victim.write_bytes(b"others")
+    sync(tree.root, dst)
+    assert_same(tree.root, dst)
+    assert not was_patched(dst)
+    assert_ledger(tree.root, dst, work)
+
+
+def test_names_stay_where_nothing_is_deleted(work: Path, tree: Edited) -> None:
+    dst = work / "dst"
+    sync(tree.root, dst)
+    gone = next(iter(tree.files())).relative_to(tree.root)
+    (tree.root / gone).unlink()
+    sync(tree.root, dst)
+    assert was_patched(dst)
+    assert (dst / gone).exists()
+    (dst / gone).unlink()
+    os.utime((dst / gone).parent, ns=(1, (tree.root / gone).parent.stat().st_mtime_ns))
+    assert_same(tree.root, dst)
+
+
+def test_a_patch_that_comes_late_is_offered_whole(
+    work: Path, tree: Edited, dice: random.Random
+) -> None:
+    """Another tree is committed between a patch and its commit."""
+    other, dst = Edited(made(work / "other"), dice), work / "dst"
+    with Proxy(dst) as proxy:
+        sync(tree.root, proxy.url)
+        (tree.root / "large").write_bytes(dice.randbytes(20 << 20))
+        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "5M", "--json") as job:
+            transfers = dst / ".tar_like/transfers"
+            wait_for("the plan of the patch", lambda: any(transfers.glob("*/plan.db")))
+            job.freeze()
+            sync(other.root, proxy.url, "--delete")
+            job.thaw()
+            job.end().verify(0)
+        assert_same(tree.root, dst)
+        assert_ledger(tree.root, dst, work)
+
+
+def test_a_patch_that_the_disk_changed_is_given_up(
+    work: Path, tree: Edited, dice: random.Random
+) -> None:
+    dst = work / "dst"
+    with Proxy(dst) as proxy:
+        sync(tree.root, proxy.url)
+        (tree.root / "large").write_bytes(dice.randbytes(20 << 20))
+        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "5M") as job:
+            plan = wait_for(
+                "the plan of the patch", lambda: [*dst.glob(".tar_like/transfers/*/plan.db")]
+            )
+            job.freeze()
+            with (plan[0].parent / "patch.db").open("r+b") as file:
+                os.pwrite(file.fileno(), b"\x01", os.fstat(file.fileno()).st_size - 1)
+            job.thaw()
+            job.end().verify(0)
+        assert not was_patched(dst)
+        assert_same(tree.root, dst)
+        assert_ledger(tree.root, dst, work)
+
+
+def made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_json_is_of_the_whole_tree(work: Path, tree: Edited) -> None:
+    dst = work / "dst"
+    sync(tree.root, dst)
+    tree.touch()
+    summary = sync(tree.root, dst)
+    assert was_patched(dst)
+    assert (
+        summary["transfer"]
+        == ask(dst / ".tar_like/ledger.db", "SELECT value FROM meta WHERE key = 'id'")[0][0]
+    )
+    assert run("sync", tree.root, dst).message.startswith("tar-like: ")
