@@ -37,6 +37,7 @@ from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of, whole_ledger
+from tar_like.proxy.look import carry_over, version_of_ledger
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.patch import patch_of
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
@@ -405,7 +406,11 @@ class _Commit:
         db.execute("COMMIT")
         self._forget_chunks(db)
         db.close()
+        before = version_of_ledger(self._destination)
         self._destination.durability.publish(ledger, self._destination.ledger)
+        if self._patch is not None:
+            with contextlib.suppress(OSError):  # the next look takes longer, no more
+                carry_over(self._destination, before, self._patch.folders())
 
     def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
         """Keep the lists of chunks of files that are in place."""

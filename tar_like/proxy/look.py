@@ -33,6 +33,7 @@ from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, place
 from tar_like.proxy.ledger import LEAF, LEAVES, OF_LEDGER, OFFSETS, Ledger
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.place import HOME, Destination, held
+from tar_like.proxy.rows import Rows
 from tar_like.proxy.sights import (
     STRETCH,
     Remembered,
@@ -51,10 +52,13 @@ _OLD = 86400.0
 _SETTLING = 2.0
 """Seconds in which times may be too coarse to tell two symlinks apart."""
 _SIGHTS = "sights"
-_QUERY = """
+_SELECT = """
 SELECT e.id, CAST(e.path AS BLOB), e.kind, l.ino, l.ctime, e.mtime, e.size
-FROM entry e LEFT JOIN landed l ON l.entry_id = e.id ORDER BY e.id
+FROM entry e LEFT JOIN landed l ON l.entry_id = e.id
 """
+_QUERY = f"{_SELECT} ORDER BY e.id"
+FEW = 8
+"""Of so many directories that are known one may be looked at by its own rows; else all are read."""
 _Row = tuple[int, bytes, str, int | None, int | None, int, int]
 TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
 _INSERT = "INSERT INTO touched VALUES (?)"
@@ -97,7 +101,7 @@ def find_touched(destination: Destination, token: str) -> str:
         return ""
     with held(_lock(destination, token), shared=True):
         seen = read_look(destination, token)
-    if seen is None or not seen.files or seen.ledger != _version(destination):
+    if seen is None or not seen.files or seen.ledger != version_of_ledger(destination):
         return ""
     return _path(destination, token, "db")
 
@@ -132,7 +136,7 @@ def begin(destination: Destination) -> Look:
 
 def is_current(destination: Destination, seen: Seen) -> bool:
     """Whether there was no commit since, and none is on its way."""
-    return seen.ledger == _version(destination) and not destination.unfinished()
+    return seen.ledger == version_of_ledger(destination) and not destination.unfinished()
 
 
 def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> bool:
@@ -157,7 +161,8 @@ def _lock(destination: Destination, token: str) -> str:
     return _path(destination, token, "lock")
 
 
-def _version(destination: Destination) -> str:
+def version_of_ledger(destination: Destination) -> str:
+    """Which file of the ledger there is; empty for none."""
     try:
         st = os.stat(destination.ledger)
     except OSError:
@@ -174,7 +179,7 @@ def _forget_old(destination: Destination, now: float) -> None:
 
 
 def _look(destination: Destination, token: str, now: float) -> Seen:
-    version, index_id = _version(destination), last_index(destination)
+    version, index_id = version_of_ledger(destination), last_index(destination)
     if not index_id:
         return Seen(index="", ledger=version)
     sights, new = os.path.join(destination.looks, _SIGHTS), _path(destination, token, _SIGHTS)
@@ -191,7 +196,8 @@ def _look(destination: Destination, token: str, now: float) -> Seen:
             if changed or not remembered.whole:
                 known = {one.path for one in remembered if one.path not in changed}
                 look.learn(writing, known if look.same else (), round((now - _SETTLING) * 1e9))
-                touched.executemany(_INSERT, ((number,) for number in look.touched()))
+                found = look.touched_but(known) if look.same else look.touched()
+                touched.executemany(_INSERT, ((number,) for number in found))
                 if look.same and not writing.empty:
                     for one in remembered:
                         if one.path in known:
@@ -202,6 +208,23 @@ def _look(destination: Destination, token: str, now: float) -> Seen:
             return Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
     except (OSError, sqlite3.Error):
         return Seen(index=index_id, ledger=version)
+
+
+def carry_over(destination: Destination, before: str, folders: set[bytes]) -> None:
+    """What was seen holds with a new ledger, too, but of these directories.
+
+    ``before`` is the version of the ledger that it was seen with. Raises OSError.
+    """
+    sights, new = (os.path.join(destination.looks, name) for name in (_SIGHTS, f"{_SIGHTS}.new"))
+    with (
+        contextlib.closing(Remembered(sights, before)) as remembered,
+        contextlib.closing(Writing(new, version_of_ledger(destination))) as writing,
+    ):
+        for sight in remembered:
+            if sight.path not in folders:
+                writing.add(sight)
+        if not writing.empty:
+            writing.publish(sights, whole=False)
 
 
 def _has_attributes(ledger: sqlite3.Connection) -> bool:
@@ -301,6 +324,31 @@ class _Look:
                     at = self._enter(row[1])
         yield from self._see(at, names, rows)
         while self._path:
+            self._leave()
+
+    def touched_but(self, known: Collection[bytes]) -> Iterator[int]:
+        """The same, where so many directories are known that only the others' rows are read."""
+        query = "SELECT path FROM entry WHERE kind = ? ORDER BY id"
+        others = [one for (one,) in self._db.execute(query, (DIRECTORY,)) if one not in known]
+        if len(others) * FEW > len(known):
+            yield from self.touched()
+            return
+        rows = Rows(self._db, _SELECT)
+        for folder in others:
+            at = self._enter(folder)
+            names, files = list[bytes](), list[_Row]()
+            for row in rows.names(folder, b"", rows.count):
+                name = row[1].rpartition(b"/")[2]
+                if row[2] == FILE:
+                    names.append(name)
+                    files.append(row)
+                if names and (row[2] != FILE or len(names) == STRETCH):
+                    yield from self._see(at, names, files)
+                    names, files = [], []
+                if row[2] != FILE:
+                    entry = self._db.execute(f"{SELECT_ENTRY} WHERE id = ?", (row[0],)).fetchone()
+                    self._judge(Entry._make(entry), name or b".", at)
+            yield from self._see(at, names, files)
             self._leave()
 
     def _see(self, at: _Folder, names: list[bytes], rows: list[_Row]) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """A patch: what a tree has that differs from the one that was committed last.
 
-    patch.db = at(entry_id, base_id)      entries of the index that the ledger has, under which id
+    patch.db = at(entry_id, ...)          where in the ledger the entries of the index belong
              + gone(base_id, path, kind)  names of the ledger that the tree has no more
              + leaf(...)                  the leaves of the whole tree
              + meta                       tree, base, plan (of the base), entries
@@ -24,8 +24,14 @@ from tar_like.proxy.deletion import Extra
 from tar_like.proxy.ledger import LANDED, LEAF, OFFSETS, plan_of
 
 NAME = "patch.db"
-AT = "CREATE TABLE at (entry_id INTEGER PRIMARY KEY, base_id INTEGER, after INTEGER)"
-"""``base_id`` is null for what is new: it comes after the entry ``after`` of the ledger."""
+AT = """CREATE TABLE at (
+  entry_id INTEGER PRIMARY KEY,
+  base_id INTEGER,
+  after INTEGER,
+  same INTEGER NOT NULL
+)"""
+"""``base_id`` is null for what is new: it comes after the entry ``after`` of the ledger. What is
+``same`` only leads to others."""
 GONE = "CREATE TABLE gone (base_id INTEGER PRIMARY KEY, path BLOB NOT NULL, kind TEXT NOT NULL)"
 _META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 # Where no name has come or gone: every entry has the number that it had.
@@ -108,6 +114,21 @@ class Patch:
     def fits(self, ledger: str) -> bool:
         """Whether this is a difference to a ledger."""
         return bool(plan_of(ledger) == self.base)
+
+    def folders(self) -> set[bytes]:
+        """The directories in which anything is to be changed, or which are gone."""
+        db = connect(self.path, "ro")
+        try:
+            attach(db, os.path.join(self._path, "index.db"), "idx")
+            paths = db.execute(
+                "SELECT path FROM at JOIN idx.entry e ON e.id = entry_id WHERE NOT same "
+                "UNION ALL SELECT path FROM gone"
+            )
+            found = {path.rpartition(b"/")[0] for (path,) in paths}
+            gone = db.execute("SELECT path FROM gone WHERE kind = ?", (DIRECTORY,))
+            return found.union(path for (path,) in gone)
+        finally:
+            db.close()
 
     def gone(self) -> Iterator[Extra]:
         """What is to be deleted, in canonical order."""

@@ -33,6 +33,7 @@ from tar_like.proxy.ledger import LeafRow, Ledger
 from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
+from tar_like.proxy.rows import ID, PATH, Rows
 from tar_like.source import Wanted
 from tar_like.source.stretch import BITS, FORMAT, KINDS
 from tar_like.wire import SEGMENT, PatchHead
@@ -57,6 +58,8 @@ class Given(NamedTuple):
     """The last id in the ledger that is before it, where it is new."""
     segments: Sequence[tuple[int, int]] = ()
     """The ranges that hold data, of a file with holes."""
+    same: bool = False
+    """It only leads to others."""
 
 
 class _Leaf(NamedTuple):
@@ -161,7 +164,7 @@ def _head(file: BinaryIO) -> PatchHead:
 
 
 class _Base:
-    """The ledger: rows by path, found by the order that they are in."""
+    """The ledger."""
 
     def __init__(self, path: str, index_id: str) -> None:
         """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
@@ -180,63 +183,22 @@ class _Base:
         ):
             self.close()
             raise Conflict(f"To this tree there can be no difference: {WHOLE}.")
-        self.entries = int(self._meta["entries"])
+        self.rows = Rows(self._db, _SELECT)
 
     def _any(self, query: str) -> bool:
         return self._db.execute(query).fetchone() is not None
-
-    def locate(self, path: bytes) -> int:
-        """The id of the first entry that is not before this path."""
-        key = sort_key(path)
-        low, high = 0, self.entries
-        while low < high:
-            middle = (low + high) // 2
-            (found,) = self._db.execute("SELECT path FROM entry WHERE id = ?", (middle,)).fetchone()
-            if sort_key(found) < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def path(self, number: int) -> bytes | None:
-        """The path of an entry; None after the last one."""
-        row = self._db.execute("SELECT path FROM entry WHERE id = ?", (number,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def entry(self, path: bytes) -> tuple[Any, ...] | None:
-        """The row of this path."""
-        query = f"{_SELECT} WHERE id = ? AND path = ?"
-        found: tuple[Any, ...] | None = self._db.execute(
-            query, (self.locate(path), path)
-        ).fetchone()
-        return found
-
-    def names(self, directory: bytes, first: bytes, count: int) -> Iterator[tuple[Any, ...]]:
-        """The rows of so many of a directory's names, from this one on; none of what is below."""
-        prefix = directory + b"/" if directory else b""
-        number, depth = self.locate(prefix + first), prefix.count(b"/")
-        while count > 0:
-            below = b""
-            for row in self._db.execute(f"{_SELECT} WHERE id >= ? ORDER BY id", (number,)):
-                below = row[1]
-                if below.count(b"/") != depth:
-                    break
-                yield row
-                count -= 1
-                if not count:
-                    return
-            else:
-                return
-            end = below.find(b"/", len(prefix))
-            number = self.locate(below[:end] + b"\1")
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
 
-_ID, _PATH, _VALUES, _CTIME, _INO = 0, 1, slice(2, 9), 9, 10
-_SELECT = "SELECT id,path,kind,size,mode,mtime,uid,gid,target,ctime,ino FROM entry"
+_SELECT = (
+    "SELECT e.id, e.path, e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino "
+    "FROM entry e"
+)
+_VALUES, _CTIME, _INO = slice(2, 9), 9, 10
+"""Where in a row is what Given has of it."""
 
 
 class _Patching:
@@ -291,8 +253,8 @@ class _Patching:
         """The rows of leaves that differ, against each other. The hot path."""
         old: dict[bytes, dict[bytes, tuple[Any, ...]]] = {}
         for leaf in dropped:
-            rows = self._base.names(leaf.directory, leaf.first, leaf.names)
-            old.setdefault(leaf.directory, {}).update((row[_PATH], row) for row in rows)
+            rows = self._base.rows.names(leaf.directory, leaf.first, leaf.names)
+            old.setdefault(leaf.directory, {}).update((row[PATH], row) for row in rows)
         found = set[bytes]()
         for one in given:
             prefix = one.leaf.directory + b"/" if one.leaf.directory else b""
@@ -308,14 +270,14 @@ class _Patching:
                         values, ctime, ino, None, self._after(path), segments
                     )
                 elif row[_VALUES] != values:
-                    self._wanted[path] = Given(values, ctime, ino, row[_ID], None, segments)
+                    self._wanted[path] = Given(values, ctime, ino, row[ID], None, segments)
         for rows_left in old.values():
             for path, row in rows_left.items():
-                self._gone[path] = row[_ID], row[2]
+                self._gone[path] = row[ID], row[2]
 
     def _after(self, path: bytes) -> int:
-        number = self._base.locate(path)
-        if self._base.path(number) == path:
+        number = self._base.rows.locate(path)
+        if self._base.rows.path(number) == path:
             raise IndexInvalid("The patch has a name twice.")
         return number - 1
 
@@ -343,10 +305,10 @@ class _Patching:
                 raise IndexInvalid("The patch has names in what is no directory.")
             if gone and path in self._gone:
                 continue
-            row = self._base.entry(path)
+            row = self._base.rows.entry(path)
             if row is None or row[2] != DIRECTORY:
                 raise IndexInvalid("The patch has names in what is no directory.")
-            self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[_ID])
+            self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[ID], same=True)
 
     def _write(self) -> None:
         """The index and the patch."""
@@ -369,7 +331,7 @@ class _Patching:
                     one.ctime, one.ino, b"",
                 )
             )  # fmt: skip
-            places.append((number, one.base_id, one.after))
+            places.append((number, one.base_id, one.after, one.same))
             segments += ((number, start, stop) for start, stop in one.segments)
         summary.entries = len(rows)
         db = schema.create(path)
@@ -389,12 +351,12 @@ class _Patching:
         meta = {
             "tree": self._tree,
             "plan": self._base.plan,
-            "entries": str(self._base.entries + new - len(self._gone)),
+            "entries": str(self._base.rows.count + new - len(self._gone)),
         }
         db = patch.create(os.path.join(self._folder, patch.NAME))
         try:
             db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            db.executemany("INSERT INTO at VALUES (?, ?, ?)", places)
+            db.executemany("INSERT INTO at VALUES (?, ?, ?, ?)", places)
             gone = ((number, name, kind) for name, (number, kind) in self._gone.items())
             db.executemany("INSERT INTO gone VALUES (?, ?, ?)", gone)
             leaves = ((number, *leaf) for number, leaf in enumerate(self._leaves))
