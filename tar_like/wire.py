@@ -77,6 +77,10 @@ SEGMENT = struct.Struct("<Iqq")
 """In a patch: the position of a file in its leaf, and a range of it that holds data."""
 
 
+MOST_PATCHED = 100_000
+"""Names that a patch may have, and what is gone by it besides: they are held in memory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchHead:
     """The start of a patch: what of a tree is in another one."""

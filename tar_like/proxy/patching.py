@@ -13,7 +13,7 @@ import os
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, BinaryIO, NamedTuple
 
 from blake3 import blake3
@@ -36,7 +36,7 @@ from tar_like.proxy.place import Destination
 from tar_like.proxy.rows import ID, PATH, Rows
 from tar_like.source import Wanted
 from tar_like.source.stretch import BITS, FORMAT, KINDS
-from tar_like.wire import SEGMENT, PatchHead
+from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
 
 _LENGTH = struct.Struct("<I")
 BODY = "body"
@@ -107,6 +107,12 @@ def _read_leaf(file: BinaryIO) -> _Leaf:
     return _Leaf(leaf, row, ctimes, inos, segments)
 
 
+def _check_room(names: int) -> None:
+    """Raises Conflict where a patch has more names than there is room for."""
+    if names < 0:
+        raise Conflict(f"So much has changed: {WHOLE}.")
+
+
 def _no_path(_: int) -> bytes:
     raise AssertionError("Leaves have no rows.")
 
@@ -168,9 +174,8 @@ class _Base:
 
     def __init__(self, path: str, index_id: str) -> None:
         """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
-        ledger = Ledger(path)
-        self.plan, self.leaves = ledger.plan, list(ledger.leaves())
-        ledger.close()
+        self._ledger = ledger = Ledger(path)
+        self.plan, self.leaves = ledger.plan, ledger.leaves
         self._db = connect_readonly(path)
         self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
         if (
@@ -191,6 +196,7 @@ class _Base:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+        self._ledger.close()
 
 
 _SELECT = (
@@ -213,50 +219,72 @@ class _Patching:
         """What is new or changed, and the directories that lead there, by path."""
         self._gone: dict[bytes, tuple[int, str]] = {}
         """Ledger's id and kind of what the tree has no more, by path."""
-        self._leaves: list[LeafRow] = []
+        self._given: list[_Leaf] = []
 
     def write(self, file: BinaryIO) -> None:
         """Raises Conflict, IndexInvalid, OSError."""
-        dropped, given = self._compose(file)
-        identity = Identity(NO_HASH, _no_path)
-        for leaf in self._leaves:
-            identity.add_leaf(*leaf)
-        if identity.id() != self._tree:
+        dropped, tree = self._compose(file)
+        if tree != self._tree:
             raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
         self._lead_to(b"/")
-        self._compare(dropped, given)
-        self._check_leaves(given)
+        self._compare(dropped)
+        self._check_leaves()
         for path in list(self._wanted):
             self._lead_to(path)
         for path in self._gone:
             self._lead_to(path, gone=True)
         self._write()
 
-    def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], list[_Leaf]]:
-        """The leaves of the tree; returns those of the ledger that it lacks, and the new ones."""
-        leaves, dropped, given = self._base.leaves, list[LeafRow](), list[_Leaf]()
-        last = 0
+    def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], str]:
+        """The leaves of the ledger that the tree lacks, and the tree's id. The others are kept."""
+        identity, dropped, room = Identity(NO_HASH, _no_path), list[LeafRow](), MOST_PATCHED
+        base, last = self._base.leaves(), 0
         for item in self._head.order:
             if isinstance(item, int):
-                given += (_read_leaf(file) for _ in range(item))
-                self._leaves += (one.row for one in given[-item:])
+                for _ in range(item):
+                    one = _read_leaf(file)
+                    room -= one.row.names
+                    _check_room(room)
+                    self._given.append(one)
+                    identity.add_leaf(*one.row)
                 continue
             first, stop = item
-            if not last <= first < stop <= len(leaves):
+            if not last <= first < stop:
                 raise IndexInvalid("The patch takes leaves that there are not.")
-            dropped += leaves[last:first]
-            self._leaves += leaves[first:stop]
-            last = stop
-        return dropped + leaves[last:], given
+            for leaf in islice(base, first - last):
+                room -= leaf.names
+                _check_room(room)
+                dropped.append(leaf)
+            last = first
+            for leaf in islice(base, stop - first):
+                identity.add_leaf(*leaf)
+                last += 1
+            if last != stop:
+                raise IndexInvalid("The patch takes leaves that there are not.")
+        for leaf in base:
+            room -= leaf.names
+            _check_room(room)
+            dropped.append(leaf)
+        return dropped, identity.id()
 
-    def _compare(self, dropped: list[LeafRow], given: list[_Leaf]) -> None:
+    def _sequence(self) -> Iterator[LeafRow]:
+        """The leaves of the tree, in order."""
+        base, given, last = self._base.leaves(), iter(self._given), 0
+        for item in self._head.order:
+            if isinstance(item, int):
+                yield from (one.row for one in islice(given, item))
+            else:
+                yield from islice(base, item[0] - last, item[1] - last)
+                last = item[1]
+
+    def _compare(self, dropped: list[LeafRow]) -> None:
         """The rows of leaves that differ, against each other. The hot path."""
         old: dict[bytes, dict[bytes, tuple[Any, ...]]] = {}
         for leaf in dropped:
             rows = self._base.rows.names(leaf.directory, leaf.first, leaf.names)
             old.setdefault(leaf.directory, {}).update((row[PATH], row) for row in rows)
         found = set[bytes]()
-        for one in given:
+        for one in self._given:
             prefix = one.leaf.directory + b"/" if one.leaf.directory else b""
             known = old.get(one.leaf.directory, {})
             for name, values, ctime, ino, segments in one.rows():
@@ -281,16 +309,16 @@ class _Patching:
             raise IndexInvalid("The patch has a name twice.")
         return number - 1
 
-    def _check_leaves(self, given: list[_Leaf]) -> None:
+    def _check_leaves(self) -> None:
         """Every leaf is of a directory of the tree."""
         lost = {path for path, (_, kind) in self._gone.items() if kind == DIRECTORY}
         lost.update(
             path for path, one in self._wanted.items()
             if one.base_id is not None and one.values[0] != DIRECTORY
         )  # fmt: skip
-        if any(leaf.directory in lost for leaf in self._leaves):
+        if lost and any(leaf.directory in lost for leaf in self._sequence()):
             raise IndexInvalid("The patch has names in a directory that there is not.")
-        for one in given:
+        for one in self._given:
             self._lead_to(one.leaf.directory + b"/")
 
     def _lead_to(self, path: bytes, *, gone: bool = False) -> None:
@@ -359,7 +387,7 @@ class _Patching:
             db.executemany("INSERT INTO at VALUES (?, ?, ?, ?)", places)
             gone = ((number, name, kind) for name, (number, kind) in self._gone.items())
             db.executemany("INSERT INTO gone VALUES (?, ?, ?)", gone)
-            leaves = ((number, *leaf) for number, leaf in enumerate(self._leaves))
+            leaves = ((number, *leaf) for number, leaf in enumerate(self._sequence()))
             db.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", leaves)
             db.execute("COMMIT")
         finally:

@@ -21,7 +21,7 @@ from tar_like.rules import PATCHED
 from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
 from tar_like.upload.dispatch import UploadOptions
-from tar_like.wire import SEGMENT, Look, PatchHead
+from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead
 
 FEW = 1000
 """Names that a patch may have of any tree."""
@@ -71,7 +71,7 @@ class Patching:
             with tempfile.NamedTemporaryFile() as file:
                 text = head.to_json()
                 file.write(_LENGTH.pack(len(text)) + text)
-                room = max(FEW, rows.summary.entries // PART)
+                room = min(max(FEW, rows.summary.entries // PART), MOST_PATCHED)
                 for number in _given(order):
                     stretch, _ = rows.stretch(number)
                     room -= len(stretch.names)
