@@ -116,6 +116,8 @@ def _step(value: Any) -> tuple[int, int] | int:
             raise ValueError("So many leaves there cannot be.")
         return value
     first, stop = (_of_kind(one, int) for one in _of_kind(value, list))
+    if not 0 <= first < stop < 1 << 32:
+        raise ValueError("So many leaves there cannot be.")
     return first, stop
 
 

@@ -45,6 +45,8 @@ def validate(path: str, index_id: str, leaf: TakeLeaf | None = None) -> None:
     try:
         with Index(path, "What was offered") as index:
             _check_file(path)
+            if index.is_patch:
+                raise IndexInvalid("The index is that of a part of a tree only.")
             ids = {check_rows(index, leaf), index.id}
     except Damaged as error:
         raise IndexInvalid(f"The index is damaged ({damage(error)}).") from None

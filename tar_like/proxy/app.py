@@ -66,8 +66,8 @@ T = TypeVar("T")
 
 BODY_EXTENSION = "tar_like.body"
 """In the ASGI scope: a Body, where the server has them (serving.BodyProtocol)."""
-MAX_INDEX = 1 << 40
-"""Bytes that an offered index may have, uncompressed."""
+MAX_INDEX, MAX_PATCH = 1 << 40, 256 << 20
+"""Bytes that an offered index and a patch may have, uncompressed."""
 MAX_JSON = 256 << 10
 """Bytes; rules may hold many patterns."""
 BODIES_IN_FLIGHT = 8
@@ -232,7 +232,7 @@ class _Service:
         length = _content_length(request)
         folder = await self._run(destination.temporary)
         try:
-            limit = min(MAX_INDEX, 1024 * length + (1 << 20))
+            limit = min(MAX_PATCH, 1024 * length + (1 << 20))
             await self._store(request, os.path.join(folder, BODY), limit)
             status = await _long(lambda: self._transfers.patch(transfer_id, folder))
         finally:

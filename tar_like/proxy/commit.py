@@ -39,7 +39,7 @@ from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of, whole_ledger
 from tar_like.proxy.look import carry_over, version_of_ledger
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
-from tar_like.proxy.patch import patch_of
+from tar_like.proxy.patch import is_patch, patch_of
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
@@ -65,6 +65,8 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
         return  # complete meanwhile
     try:
         with held(os.path.join(destination.home, COMMIT_LOCK)):
+            if not os.path.exists(path):
+                return  # a patch, and another tree was committed meanwhile
             keep_room(path, COMMIT)
             outcome = attempt(lambda: _commit(destination, transfer_id, jobs))
             if outcome is not None:
@@ -380,7 +382,7 @@ class _Commit:
             self._destination.durability.publish(report, self._destination.report(transfer_id))
         self._destination.drop_old_reports()
         for path in self._destination.unfinished():
-            if path != self._path and patch_of(path) is not None:
+            if path != self._path and is_patch(path):
                 self._destination.discard(path)  # a difference to what there is no more
         self._destination.discard(self._path)
         self._destination.discard(self._destination.donors_folder(self._id))

@@ -32,6 +32,7 @@ from tar_like.index.schema import SELECT_ENTRY
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, place
 from tar_like.proxy.ledger import LEAF, LEAVES, OF_LEDGER, OFFSETS, Ledger
 from tar_like.proxy.metadata import Metadata
+from tar_like.proxy.patch import is_patch
 from tar_like.proxy.place import HOME, Destination, held
 from tar_like.proxy.rows import Rows
 from tar_like.proxy.sights import (
@@ -125,8 +126,8 @@ def last_index(destination: Destination) -> str:
 def begin(destination: Destination) -> Look:
     """A look that is to be taken (run_look); its ``index`` is empty where it would be of no use."""
     token = secrets.token_hex(8)
-    if destination.unfinished():
-        return Look(token=token, index="")
+    if not all(map(is_patch, destination.unfinished())):
+        return Look(token=token, index="")  # a patch may be the one that a sender goes on with
     ledger = Ledger(destination.ledger)
     ledger.close()
     if ledger.snapshot:
@@ -134,9 +135,10 @@ def begin(destination: Destination) -> Look:
     return Look(token=token, index=ledger.index_id, newest=ledger.newest)
 
 
-def is_current(destination: Destination, seen: Seen) -> bool:
-    """Whether there was no commit since, and none is on its way."""
-    return seen.ledger == version_of_ledger(destination) and not destination.unfinished()
+def is_current(destination: Destination, seen: Seen, but: str = "") -> bool:
+    """Whether there was no commit since, and none is on its way but of this transfer (folder)."""
+    others = any(path != but for path in destination.unfinished())
+    return seen.ledger == version_of_ledger(destination) and not others
 
 
 def touched_now(ledger_path: str, root: str, into: sqlite3.Connection) -> bool:

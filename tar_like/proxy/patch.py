@@ -68,8 +68,8 @@ INSERT INTO main.meta SELECT key, value FROM base.meta;
 """
 _MERGE = """
 CREATE UNIQUE INDEX temp.mine_by_id ON mine (id);
-UPDATE main.entry SET (kind, size, mode, mtime, uid, gid, target, ctime, ino) =
-  (SELECT e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino
+UPDATE main.entry SET (kind, size, mode, mtime, uid, gid, target, ctime, ino, token) =
+  (SELECT e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino, e.token
    FROM mine m JOIN idx.entry e ON e.id = m.entry_id WHERE m.id = entry.id)
 WHERE id IN (SELECT id FROM mine);
 INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
@@ -190,9 +190,14 @@ class Patch:
         db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
 
 
+def is_patch(path: str) -> bool:
+    """Whether a transfer, by its folder, has a patch."""
+    return os.path.exists(os.path.join(path, NAME))
+
+
 def patch_of(path: str) -> Patch | None:
     """The patch of a transfer, by its folder; None for a transfer that has all of its tree.
 
     Raises sqlite3.Error.
     """
-    return Patch(path) if os.path.exists(os.path.join(path, NAME)) else None
+    return Patch(path) if is_patch(path) else None

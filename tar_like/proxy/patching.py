@@ -9,11 +9,12 @@ together so is refused, and is to be offered whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice, pairwise, repeat
 from typing import Any, BinaryIO, NamedTuple
 
 from blake3 import blake3
@@ -34,6 +35,7 @@ from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
 from tar_like.proxy.rows import ID, PATH, Rows
+from tar_like.proxy.seal import broken
 from tar_like.source import Wanted
 from tar_like.source.stretch import BITS, FORMAT, KINDS
 from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
@@ -41,7 +43,7 @@ from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
 _LENGTH = struct.Struct("<I")
 BODY = "body"
 """The name of the file that a patch arrives in."""
-_MAX_LEAF = 4 << 20
+_MAX_HEAD, _MAX_LEAF = 8 << 20, 4 << 20
 WHOLE = "offer the whole index"
 
 
@@ -95,9 +97,13 @@ def _read_leaf(file: BinaryIO) -> _Leaf:
         data = file.read(length)
         leaf = Leaf.unpack(data)
         count = len(leaf.names)
+        if b"/" in b"".join(leaf.names) or any(one >= two for one, two in pairwise(leaf.names)):
+            raise ValueError
         ctimes, inos = (struct.unpack(f"<{count}q", file.read(8 * count)) for _ in range(2))
         segments: dict[int, list[tuple[int, int]]] = {}
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        if length > MOST_PATCHED:
+            raise ValueError
         for _ in range(length):
             position, start, stop = SEGMENT.unpack(file.read(SEGMENT.size))
             segments.setdefault(position, []).append((start, stop))
@@ -131,7 +137,7 @@ def read_head(folder: str) -> PatchHead:
 def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> str:
     """Take up a patch that was written to ``folder``; returns the id of its transfer.
 
-    ``seen`` is what the look that it names saw.
+    ``seen`` is what the look that it names saw. Where there is that transfer, it goes on.
 
     Raises Conflict where the whole index is to be offered, IndexInvalid for what cannot be, and
     OSError.
@@ -139,11 +145,13 @@ def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> 
     body = os.path.join(folder, BODY)
     with open(body, "rb") as file:
         head = _head(file)
+        transfer_id = patch_id(head.base, tree)
+        final = destination.transfer(transfer_id)
         if (
             seen.index != head.base
             or not seen.same
             or seen.extra
-            or not is_current(destination, seen)
+            or not is_current(destination, seen, but=final)
             or folding(folder) is not None
         ):
             raise Conflict(f"There is nothing that this could be a difference to: {WHOLE}.")
@@ -156,13 +164,18 @@ def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> 
         finally:
             base.close()
     os.unlink(body)
-    transfer_id = patch_id(head.base, tree)
+    if broken(final):
+        destination.discard(final)
+    with contextlib.suppress(FileNotFoundError):  # of when these two trees followed each other last
+        os.unlink(destination.report(transfer_id))
     open_transfer(destination, transfer_id, folder)
     return transfer_id
 
 
 def _head(file: BinaryIO) -> PatchHead:
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
+    if length > _MAX_HEAD:
+        raise IndexInvalid("The patch has a head that is too large.")
     try:
         return PatchHead.from_json(file.read(length))
     except (ValueError, TypeError):
@@ -227,7 +240,10 @@ class _Patching:
         if tree != self._tree:
             raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
         self._lead_to(b"/")
+        self._check_order()
         self._compare(dropped)
+        if b"" in self._gone:
+            raise IndexInvalid("The patch has no root.")
         self._check_leaves()
         for path in list(self._wanted):
             self._lead_to(path)
@@ -243,7 +259,7 @@ class _Patching:
             if isinstance(item, int):
                 for _ in range(item):
                     one = _read_leaf(file)
-                    room -= one.row.names
+                    room -= one.row.names + sum(map(len, one.segments.values()))
                     _check_room(room)
                     self._given.append(one)
                     identity.add_leaf(*one.row)
@@ -276,6 +292,30 @@ class _Patching:
             else:
                 yield from islice(base, item[0] - last, item[1] - last)
                 last = item[1]
+
+    def _check_order(self) -> None:
+        """Leaves of one directory follow each other, so that they say where a row belongs."""
+        names = {id(one.row): one.leaf.names for one in self._given}
+        touched = {one.row.directory for one in self._given}
+        before: dict[bytes, LeafRow] = {}
+        for leaf in self._sequence():
+            if leaf.directory not in touched:
+                continue
+            if not leaf.first:
+                if leaf.directory or leaf.names > 1:
+                    raise IndexInvalid("The patch has an empty name.")
+                continue  # the root
+            last = before.get(leaf.directory)
+            before[leaf.directory] = leaf
+            if last is None or not (id(last) in names or id(leaf) in names):
+                continue
+            if id(last) in names:
+                name = names[id(last)][-1]
+            else:
+                *_, row = self._base.rows.names(last.directory, last.first, last.names)
+                name = row[PATH].rpartition(b"/")[2]
+            if name >= leaf.first:
+                raise IndexInvalid("The patch has leaves that are not in order.")
 
     def _compare(self, dropped: list[LeafRow]) -> None:
         """The rows of leaves that differ, against each other. The hot path."""
@@ -369,8 +409,8 @@ class _Patching:
             describe(db, summary, length, NO_HASH, self._head.source, Wanted())
             db.execute("INSERT INTO meta VALUES (?, ?)", (PATCH_OF, self._tree))
             db.execute("COMMIT")
-        except (OverflowError, ValueError):
-            raise IndexInvalid("The patch has a number that is too large.") from None
+        except (OverflowError, ValueError, sqlite3.IntegrityError):
+            raise IndexInvalid("The patch has a number or a text that cannot be.") from None
         finally:
             db.close()
         with Index(path, "What was offered") as index:

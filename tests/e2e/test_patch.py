@@ -197,6 +197,26 @@ def test_a_patch_that_comes_late_is_offered_whole(
         assert_ledger(tree.root, dst, work)
 
 
+def test_a_patch_whose_sender_was_killed_goes_on(
+    work: Path, tree: Edited, dice: random.Random
+) -> None:
+    dst = work / "dst"
+    with Proxy(dst) as proxy:
+        sync(tree.root, proxy.url)
+        (tree.root / "large").write_bytes(dice.randbytes(8 << 20))
+        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "4M", "-s", "1M") as job:
+            stage = dst / ".tar_like/transfers"
+            wait_for(
+                "a third of it",
+                lambda: sum(one.stat().st_blocks for one in stage.glob("*/stage/**/*")) > 6 << 10,
+            )
+            job.kill()
+        assert sync(tree.root, proxy.url, "--delete")["bytes_sent"] < 7 << 20
+        assert was_patched(dst)
+        assert_same(tree.root, dst)
+        assert_ledger(tree.root, dst, work)
+
+
 def test_a_patch_that_the_disk_changed_is_given_up(
     work: Path, tree: Edited, dice: random.Random
 ) -> None:

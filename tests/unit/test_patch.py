@@ -1,0 +1,361 @@
+"""Patches that no honest sender makes: refused, or a ledger that holds together all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tar_like.errors import Conflict, IndexInvalid, NotFound
+from tar_like.index import Recorded
+from tar_like.index.build import NO_HASH
+from tar_like.index.identity import Identity
+from tar_like.index.leaf import Leaf
+from tar_like.index.reader import PATCH_OF
+from tar_like.index.recorded import LEAF_NAME
+from tar_like.layout import sort_key
+from tar_like.proxy.commit import run_commit
+from tar_like.proxy.ledger import Ledger
+from tar_like.proxy.look import Seen, begin, read_look, run_look
+from tar_like.proxy.offer import offer
+from tar_like.proxy.patching import BODY, take_patch
+from tar_like.proxy.place import Destination
+from tar_like.proxy.rows import Rows
+from tar_like.proxy.transfer import Transfer
+from tar_like.rules import Rules
+from tar_like.source import Wanted
+from tar_like.source.folder import FolderSource
+from tar_like.source.stretch import pack_told
+from tar_like.upload.patch import _given, _packed, compare
+from tar_like.wire import SEGMENT, Look, PatchHead
+from tests import trees
+from tests.unit import indexes
+from tests.unit.receiver import Job, sync
+
+LENGTH = struct.Struct("<I")
+REG, DIR, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+Item = tuple[int, int] | bytes
+"""Of a patch: leaves of the base, or a leaf as it is given."""
+
+
+class Target:
+    """A destination with a tree, and what patches of it are made of."""
+
+    def __init__(self, dest: Path) -> None:
+        self.dest = dest
+        self.destination = Destination(str(dest))
+        self.destination.prepare()
+        ledger = Ledger(self.destination.ledger)
+        self.leaves = list(ledger.leaves())
+        ledger.close()
+
+    def look(self) -> tuple[Look, Seen]:
+        found = begin(self.destination)
+        run_look(self.destination, found.token)
+        seen = read_look(self.destination, found.token)
+        assert seen is not None
+        return found, seen
+
+    def number(self, directory: bytes, first: bytes) -> int:
+        """The number of a leaf of the base."""
+        return [leaf[:2] for leaf in self.leaves].index((directory, first))
+
+    def put(self, tree: str, body: bytes, seen: Seen) -> str:
+        folder = self.destination.temporary()
+        try:
+            Path(folder, BODY).write_bytes(body)
+            return take_patch(self.destination, tree, folder, seen)
+        finally:
+            self.destination.discard(folder)
+
+    def offer(self, *items: Item) -> str:
+        """Offer these leaves, under the id that they have; returns that of the transfer."""
+        look, seen = self.look()
+        order: list[tuple[int, int] | int] = []
+        identity = Identity(NO_HASH, lambda _: b"")
+        for item in items:
+            if isinstance(item, bytes):
+                (length,) = LENGTH.unpack_from(item)
+                leaf = Leaf.unpack(item[4 : 4 + length])
+                row = leaf.directory, leaf.names[0], len(leaf.names), leaf.digest()
+                identity.add_leaf(*row)
+                order.append(1)
+            else:
+                for row in self.leaves[slice(*item)]:
+                    identity.add_leaf(*row)
+                order.append(item)
+        head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
+        given = b"".join(item for item in items if isinstance(item, bytes))
+        return self.put(identity.id(), LENGTH.pack(len(head)) + head + given, seen)
+
+    def commit(self, transfer_id: str, *, delete: bool = True) -> None:
+        """All that is sent are zeros, by a sender who says that each block is so."""
+        transfer = Transfer(self.destination, transfer_id)
+        transfer.negotiate(4096, Rules(delete=delete))
+        assert transfer.plan().block_count == 0
+        transfer.close()
+        run_commit(self.destination, transfer_id, "token", 1)
+        assert self.destination.read_report(transfer_id) is not None
+
+    def assert_consistent(self) -> None:
+        """The leaves of the ledger are those of its rows, each of them once and in order."""
+        with closing(sqlite3.connect(self.destination.ledger)) as db:
+            paths = [path for (path,) in db.execute("SELECT path FROM entry ORDER BY id")]
+            ids = [number for (number,) in db.execute("SELECT id FROM entry ORDER BY id")]
+            assert ids == list(range(len(ids)))
+            assert all(sort_key(one) < sort_key(two) for one, two in pairwise(paths))
+            rows = Rows(db, "SELECT e.id, e.path FROM entry e")
+            assert rows.count == len(paths)
+            leaves = db.execute("SELECT directory, first, names FROM leaf ORDER BY number")
+            known = [path for leaf in leaves for _, path in rows.names(*leaf)]
+        assert sorted(known) == sorted(paths)
+
+
+def leaf(directory: bytes, *names: tuple[bytes, int], size: int = 0, **more: Any) -> bytes:
+    """A leaf as a patch has it: names and their modes."""
+    count = len(names)
+    mtimes = [more.get("mtime", 5)] * count
+    sizes = [size if stat.S_ISREG(mode) else 0 for _, mode in names]
+    told = pack_told([mode for _, mode in names], sizes, mtimes, [0] * count, [0] * count)
+    targets = {at: b"to" for at, (_, mode) in enumerate(names) if stat.S_ISLNK(mode)}
+    packed = Leaf(
+        directory, [name for name, _ in names], told, more.get("targets", targets),
+        more.get("firsts", {}), more.get("hashes", {}),
+    ).pack()  # fmt: skip
+    segments = more.get("segments", ())
+    columns = struct.pack(f"<{2 * count}q", *([1] * 2 * count))
+    data = b"".join(SEGMENT.pack(*one) for one in segments)
+    return LENGTH.pack(len(packed)) + packed + columns + LENGTH.pack(len(segments)) + data
+
+
+@pytest.fixture
+def source(work: Path) -> Path:
+    source = work / "src"
+    (source / "d/e").mkdir(parents=True)
+    (source / "gone").mkdir()
+    for name in ("d/a", "d/c", "d/e/f", "d/m", "file", "gone/x", "z"):
+        (source / name).write_bytes(b"")
+    (source / "link").symlink_to("d")
+    return source
+
+
+@pytest.fixture
+def target(work: Path, source: Path) -> Target:
+    assert sync(source, work / "dst", algorithm="none") == {}
+    return Target(work / "dst")
+
+
+def hostile(target: Target) -> Iterator[tuple[str, tuple[Item, ...]]]:
+    """What is to be refused: the items of patches."""
+    end = len(target.leaves)
+    d = target.number(b"d", b"a")
+    root = target.number(b"", b"")
+    top = target.number(b"", b"d")
+    whole = (0, end)
+
+    def with_leaf(*given: bytes) -> tuple[Item, ...]:
+        return (0, d + 1), *given, *([(d + 1, end)] if d + 1 < end else [])
+
+    yield "between the names of a leaf that stays", with_leaf(leaf(b"d", (b"b", REG)))
+    yield "before those of a leaf that stays", with_leaf(leaf(b"d", (b"0", REG)))
+    yield "a name that is there", with_leaf(leaf(b"d", (b"m", REG)))
+    yield "names out of order", with_leaf(leaf(b"d", (b"y", REG), (b"x", REG)))
+    yield "a name twice", with_leaf(leaf(b"d", (b"y", REG), (b"y", REG)))
+    yield "a leaf twice", with_leaf(*[leaf(b"d", (b"y", REG))] * 2)
+    yield "leaves out of order", with_leaf(leaf(b"d", (b"y", REG)), leaf(b"d", (b"x", REG)))
+    for name in (b"", b".", b"..", b"e/g", b"/", b"/etc", b"y" * 256):
+        yield f"the name {name[:9]!r}", with_leaf(leaf(b"d", (name, REG)))
+    yield "the empty name with others", with_leaf(leaf(b"", (b"", DIR), (b"zz", REG)))
+    yield "our own folder", with_leaf(leaf(b"", (b".tar_like", DIR)))
+    yield "in our own folder", with_leaf(leaf(b".tar_like", (b"lock", REG)))
+    for folder in (b"none", b"file", b"link", b"/", b"/etc", b"d/", b"d//e", b"..", b"d/../d"):
+        yield f"in {folder!r}", with_leaf(leaf(folder, (b"y", REG)))
+    yield (
+        "no root",
+        (*([(0, root)] if root else []), *([(root + 1, end)] if root + 1 < end else [])),
+    )
+    yield "a root that is a file", ((0, root), leaf(b"", (b"", REG)), (root + 1, end))
+    rest = [(0, top)] if top else []
+    tail = [(top + 1, end)] if top + 1 < end else []
+    yield "no names in the root", (*rest, *tail)
+    only = leaf(b"", (b"d", REG), (b"file", REG), (b"gone", DIR), (b"link", LINK), (b"z", REG))
+    yield "a leaf of what is a file now", (*rest, only, *tail)
+    only = leaf(b"", (b"d", LINK), (b"file", REG), (b"gone", DIR), (b"link", LINK), (b"z", REG))
+    yield "a leaf of what is a symlink now", (*rest, only, *tail)
+    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000):
+        yield f"the type {kind:o}", with_leaf(leaf(b"d", (b"y", kind | 0o644)))
+    for size in (-1, -(1 << 63), (1 << 63) - 1, 1 << 62):
+        yield f"the size {size}", with_leaf(leaf(b"d", (b"y", REG), size=size))
+    yield "a file with a target", with_leaf(leaf(b"d", (b"y", REG), targets={0: b"x"}))
+    for text in (b"", b"\0", b"x" * 4096):
+        yield f"the target {text[:9]!r}", with_leaf(leaf(b"d", (b"y", LINK), targets={0: text}))
+    yield "a hard link", with_leaf(leaf(b"d", (b"y", REG), firsts={0: b"d/a"}))
+    yield "a digest", with_leaf(leaf(b"d", (b"y", REG), hashes={0: bytes(32)}))
+    for segments in (
+        ((0, 0, 4096), (0, 0, 8192)), ((0, -4096, 4096),), ((0, 4096, 1 << 62),), ((0, 1, 5),),
+        ((0, 8192, 4096),), ((0, 0, 8192), (0, 4096, 9000)),
+    ):  # fmt: skip
+        one = leaf(b"d", (b"y", REG), size=9000, segments=segments)
+        yield f"the segments {segments}", with_leaf(one)
+    for order in ((1, 0), (0, 0), (-1, end), (0, end + 1), (end, end + 1), (0, 1 << 70)):
+        yield f"the leaves {order}", (order,)
+    yield "leaves twice", (whole, whole)
+    yield "leaves in another order", ((1, end), (0, 1))
+
+
+def test_what_cannot_be_is_refused(target: Target) -> None:
+    before = trees.look(target.dest, records=False)
+    for name, items in hostile(target):
+        with pytest.raises((IndexInvalid, Conflict)):
+            pytest.fail(f"{name}: {target.offer(*items)}")
+        assert not target.destination.transfers(), name
+    assert trees.look(target.dest, records=False) == before
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_what_is_accepted_leaves_a_ledger_that_holds_together(
+    work: Path, source: Path, target: Target, delete: bool
+) -> None:
+    end = len(target.leaves)
+    d, gone = target.number(b"d", b"a"), target.number(b"gone", b"x")
+    assert d < gone
+    top = leaf(b"", (b"d", DIR), (b"file", DIR), (b"gone", LINK), (b"new", DIR), (b"z", REG))
+    at = target.number(b"", b"d")
+    others = [(one, one + 1) for one in range(end) if one not in (at, gone)]
+    target.commit(
+        target.offer(
+            *others, leaf(b"d", (b"n", DIR), (b"o", REG)), leaf(b"file", (b"f", REG)), top,
+            leaf(b"d/n", (b"x", LINK)),
+        ),
+        delete=delete,
+    )  # fmt: skip
+    target.assert_consistent()
+    job = Job(source, target.dest, algorithm="none", negotiate=False)
+    job.transfer.negotiate(4096, Rules(delete=True))
+    assert job.complete() == {}
+    job.close()
+    assert trees.look(source) == trees.look(target.dest)
+
+
+def honest(source: Path, target: Target, spool: Path) -> tuple[str, bytes, Seen]:
+    """The patch of a tree: its id, the body, and the look."""
+    look, seen = target.look()
+    reader = FolderSource(str(source))
+    rows = Recorded(reader, Wanted())
+    try:
+        tree = rows.finish(str(spool), None).id
+        base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
+        order = compare(base, bytes(rows.leaves))
+        head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
+        parts = [LENGTH.pack(len(head)), head]
+        for number in _given(order):
+            parts += _packed(rows.stretch(number)[0])
+        return tree, b"".join(parts), seen
+    finally:
+        rows.close()
+        reader.close()
+
+
+def test_a_damaged_body_is_refused(
+    work: Path, source: Path, target: Target, dice: random.Random
+) -> None:
+    (source / "d/new").write_bytes(b"")
+    (source / "d/sparse").touch()
+    os.truncate(source / "d/sparse", 1 << 20)
+    (source / "gone/x").unlink()
+    (source / "gone/y").symlink_to("x")
+    tree, body, seen = honest(source, target, work / "spool")
+    damaged = [body[:at] for at in dice.sample(range(len(body)), 60)]
+    for _ in range(150):
+        spoilt = bytearray(body)
+        spoilt[dice.randrange(len(body))] ^= 1 << dice.randrange(8)
+        damaged.append(bytes(spoilt))
+    for at in range(0, len(body) - 4, 7):
+        damaged.append(body[:at] + dice.choice((b"\xff" * 4, bytes(4))) + body[at + 4 :])
+    for one in damaged:
+        with contextlib.suppress(IndexInvalid, Conflict):
+            # What is in no leaf may be anything: ctimes, inodes, the source, data of files.
+            target.destination.discard(target.destination.transfer(target.put(tree, one, seen)))
+        assert not target.destination.transfers()
+    target.commit(target.put(tree, body, seen))
+    target.assert_consistent()
+    trees.assert_same(source, target.dest)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"{", b"[]", b"[" * 100_000, b'{"order": 5}', b"\xff", b'{"base": 1}']
+    + [
+        b'{"base": "", "look": "", "source": "", "order": %s}' % order
+        for order in (b"[0]", b"[-1]", b"[4294967296]", b"[[1]]", b"[[1,2,3]]", b"[[1.0,2]]",
+                      b"[true]", b'["x"]', b"[[[[]]]]", b"[null]", b"{}", b"[" + b"9" * 5000 + b"]")
+    ],
+)  # fmt: skip
+def test_a_head_that_is_none_is_refused(target: Target, head: bytes) -> None:
+    with pytest.raises(IndexInvalid):
+        target.put("0" * 64, LENGTH.pack(len(head)) + head, target.look()[1])
+
+
+def test_the_report_of_an_earlier_time_is_not_that_of_a_patch(
+    work: Path, source: Path, target: Target
+) -> None:
+    """The same two trees follow each other again, and then another is committed first."""
+    before = source.stat().st_mtime_ns
+    for again in (False, True):
+        (source / "new").write_bytes(b"")
+        for path in (source / "new", source):
+            os.utime(path, ns=(1, 1))
+        tree, body, seen = honest(source, target, work / "spool")
+        patch = target.put(tree, body, seen)
+        assert target.destination.read_report(patch) is None
+        if again:
+            break
+        first = patch
+        target.commit(patch)
+        assert target.destination.read_report(patch) is not None
+        (source / "new").unlink()
+        os.utime(source, ns=(1, before))
+        job = Job(source, target.dest, algorithm="none", negotiate=False)
+        job.transfer.negotiate(4096, Rules(delete=True))
+        assert job.complete() == {}
+        job.close()
+    assert patch == first
+    (source / "other").write_bytes(b"")
+    assert sync(source, target.dest, algorithm="none") == {}
+    assert target.destination.read_report(patch) is None
+    with pytest.raises(NotFound):
+        Transfer(target.destination, patch)
+
+
+def test_a_whole_index_is_no_part_of_one(work: Path, target: Target) -> None:
+    folder = target.destination.temporary()
+    path = Path(folder, "index.db")
+    index_id = indexes.write(path, [indexes.root()])
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO meta VALUES (?, ?)", (PATCH_OF, "0" * 64))
+    with pytest.raises(IndexInvalid):
+        offer(target.destination, index_id, folder)
+
+
+def test_a_files_version_is_that_of_its_new_content(
+    work: Path, source: Path, target: Target
+) -> None:
+    """The base came from a source with versions, the patch from one without."""
+    with closing(sqlite3.connect(target.destination.ledger)) as db, db:
+        db.execute("UPDATE entry SET token = x'01' WHERE path IN (x'66696c65', x'7a')")
+    os.utime(source / "file", ns=(1, 1))
+    tree, body, seen = honest(source, target, work / "spool")
+    target.commit(target.put(tree, body, seen))
+    with closing(sqlite3.connect(target.destination.ledger)) as db:
+        known = db.execute("SELECT path, token FROM entry WHERE path IN (x'66696c65', x'7a')")
+        assert known.fetchall() == [(b"file", b""), (b"z", b"\x01")]
