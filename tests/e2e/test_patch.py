@@ -72,7 +72,7 @@ def test_after_any_edits_the_ledger_is_that_of_a_whole_offer(
     dst = work / "dst"
     with Proxy(dst) as proxy:
         sync(tree.root, proxy.url)
-        for _ in range(8):
+        for _ in range(6):
             for _ in range(dice.randrange(1, 6)):
                 EDITS[dice.choice(NO_LINKS)](tree)
             sync(tree.root, proxy.url, "--delete")
@@ -99,7 +99,7 @@ def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
     src, dst = work / "src", work / "dst"
     for folder in range(100):
         (src / f"{folder:03}").mkdir(parents=True)
-        for number in range(40):
+        for number in range(20):
             (src / f"{folder:03}/file {number}").write_bytes(dice.randbytes(10))
     sync(src, dst)
     (src / "007/file 7").write_bytes(b"changed")
@@ -107,8 +107,8 @@ def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
     (src / "099/file 9").unlink()
     summary = sync(src, dst, "--delete")
     assert was_patched(dst)
-    assert summary["wire_bytes"] < 20_000  # 4,100 entries; the index has 300,000
-    assert (summary["entries"], summary["deleted"]) == (4101, 1)
+    assert summary["wire_bytes"] < 15_000  # 2,100 entries; the index has 150,000
+    assert (summary["entries"], summary["deleted"]) == (2101, 1)
     assert_same(src, dst)
     assert_ledger(src, dst, work)
     assert sync(src, dst, "--delete")["blocks_sent"] == 0
@@ -116,12 +116,12 @@ def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
 
 def test_more_than_a_patch_may_have_is_offered_whole(work: Path, dice: random.Random) -> None:
     src, dst = work / "src", work / "dst"
-    for folder in range(30):
+    for folder in range(24):
         (src / f"{folder}").mkdir(parents=True)
         for number in range(50):
             (src / f"{folder}/{number}").write_bytes(b"old")
     sync(src, dst)
-    for folder in range(25):
+    for folder in range(21):
         (src / f"{folder}/7").write_bytes(b"new one")
     sync(src, dst)
     assert not was_patched(dst)
@@ -185,8 +185,8 @@ def test_a_patch_that_comes_late_is_offered_whole(
     other, dst = Edited(made(work / "other"), dice), work / "dst"
     with Proxy(dst) as proxy:
         sync(tree.root, proxy.url)
-        (tree.root / "large").write_bytes(dice.randbytes(20 << 20))
-        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "5M", "--json") as job:
+        (tree.root / "large").write_bytes(dice.randbytes(6 << 20))
+        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "6M", "--json") as job:
             transfers = dst / ".tar_like/transfers"
             wait_for("the plan of the patch", lambda: any(transfers.glob("*/plan.db")))
             job.freeze()
@@ -223,8 +223,8 @@ def test_a_patch_that_the_disk_changed_is_given_up(
     dst = work / "dst"
     with Proxy(dst) as proxy:
         sync(tree.root, proxy.url)
-        (tree.root / "large").write_bytes(dice.randbytes(20 << 20))
-        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "5M") as job:
+        (tree.root / "large").write_bytes(dice.randbytes(6 << 20))
+        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "6M") as job:
             plan = wait_for(
                 "the plan of the patch", lambda: [*dst.glob(".tar_like/transfers/*/plan.db")]
             )
