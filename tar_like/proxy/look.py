@@ -10,7 +10,7 @@ A sender has it begun before it scans its tree, so both go on side by side. When
 to be the one of the last commit, and this found nothing changed since, there is nothing to do: no
 index is sent, no plan made. When it is another, its survey need not look at every file again. It
 says nothing about changes made after it began: no more than a sync that compares names one after
-the other can. What a commit keeps, it looks at once more.
+the other can. What a commit keeps, it looks at once more, but for what a patch does not name.
 """
 
 from __future__ import annotations
