@@ -118,6 +118,17 @@ def read_look(destination: Destination, token: str) -> Seen | None:
         return None
 
 
+def is_taken(destination: Destination, token: str) -> bool:
+    """Whether a look is being taken just now: it may have been killed, or not have begun."""
+    if not _TOKEN.fullmatch(token) or not os.path.exists(_lock(destination, token)):
+        return False
+    try:
+        with held(_lock(destination, token), shared=True, wait=0.0):
+            return False
+    except BlockingIOError:
+        return True
+
+
 def last_index(destination: Destination) -> str:
     """The id of the tree that was committed last, if that can be looked at; else empty."""
     return begin(destination).index

@@ -185,14 +185,18 @@ class Transfers:
     def _seen(self, index: str, token: str) -> Seen | None:
         """What a look at the last commit's tree saw; None where that takes long.
 
-        Raises NotFound when that tree is another one.
+        Raises NotFound when that tree is another one, or nobody takes that look any more.
         """
         deadline = time.monotonic() + WAIT
         while (seen := look.read_look(self.destination, token)) is None:
             if look.last_index(self.destination) != index:
                 raise NotFound("That is not the tree that was committed last: offer its index.")
             if time.monotonic() > deadline:
-                return None
+                if look.is_taken(self.destination, token):
+                    return None
+                if (seen := look.read_look(self.destination, token)) is None:
+                    raise NotFound("Nobody takes that look any more: offer the index.")
+                break
             time.sleep(POLL)
         return seen
 

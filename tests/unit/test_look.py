@@ -14,7 +14,7 @@ from tar_like.errors import NotFound
 from tar_like.index import BuildOptions, Recorded, build_index, validate
 from tar_like.index.schema import VERSION
 from tar_like.proxy.look import Seen, begin, last_index, read_look, run_look
-from tar_like.proxy.place import Destination
+from tar_like.proxy.place import Destination, held
 from tar_like.proxy.planning import Planning, Wish
 from tar_like.proxy.transfers import Transfers
 from tar_like.rules import Rules
@@ -209,6 +209,21 @@ def test_a_look_that_was_killed_is_none(source: Path, dest: Path) -> None:
     (source / "new").write_text("new")
     os.utime(dest / "d/after", ns=(1, 1))
     assert planned(source, dest, TOKEN) == {"new", "d/after"}
+
+
+def test_nobody_waits_for_a_look_that_was_killed(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tar_like.proxy.transfers.WAIT", 0.05)
+    monkeypatch.setattr(Looker, "look", lambda _, __: None)
+    destination = Destination(str(dest))
+    destination.prepare()
+    receiver = Transfers(destination, Looker(dest))
+    found = receiver.look()
+    with held(str(dest / f".tar_like/looks/{found.token}.lock")):
+        assert receiver.again(found.index, found.token, Rules()).state == "looking"
+    with pytest.raises(NotFound):
+        receiver.again(found.index, found.token, Rules())
 
 
 def rows(index: Path) -> dict[str, list[object]]:
