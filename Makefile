@@ -9,6 +9,8 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than processors: many tests wait for a process, or for the disk.
+TESTERS = $(shell echo $$(($$(nproc) + 1)))
 INSTALLED := $(VENV)/.installed
 
 # haproxy and ip live in sbin, which a user's PATH may lack.
@@ -54,12 +56,12 @@ servers:
 
 .PHONY: test
 test: install servers ## Run the tests (ARGS='-k resume -x' narrows them)
-	@$(BIN)/pytest --numprocesses auto $(ARGS)
+	@$(BIN)/pytest --numprocesses $(TESTERS) $(ARGS)
 
 .PHONY: soak
 soak: install servers ## Run the tests that choose at random with other choices (ROUNDS=20 times)
 	@for round in $$(seq $(or $(ROUNDS),20)); do
-		TAR_LIKE_TEST_SEED=random $(BIN)/pytest --numprocesses auto -m seeded $(ARGS)
+		TAR_LIKE_TEST_SEED=random $(BIN)/pytest --numprocesses $(TESTERS) -m seeded $(ARGS)
 	done
 
 .PHONY: test-image
