@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,21 @@ def test_names_stay_where_nothing_is_deleted(work: Path, tree: Edited) -> None:
     assert_same(tree.root, dst)
 
 
+@contextmanager
+def held_up(tree: Edited, proxy: Proxy, dst: Path) -> Iterator[Path]:
+    """A sync that stands still once its patch is planned; then it goes on and must end well.
+
+    Gives the folder of the patch's transfer.
+    """
+    with Job("sync", tree.root, proxy.url, "--delete", "--limit", "6M") as job:
+        plans = dst / ".tar_like/transfers"
+        plan, *_ = wait_for("the plan of the patch", lambda: [*plans.glob("*/plan.db")])
+        job.freeze()
+        yield plan.parent
+        job.thaw()
+        job.end().verify(0)
+
+
 def test_a_patch_that_comes_late_is_offered_whole(
     work: Path, tree: Edited, dice: random.Random
 ) -> None:
@@ -186,13 +202,8 @@ def test_a_patch_that_comes_late_is_offered_whole(
     with Proxy(dst) as proxy:
         sync(tree.root, proxy.url)
         (tree.root / "large").write_bytes(dice.randbytes(6 << 20))
-        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "6M", "--json") as job:
-            transfers = dst / ".tar_like/transfers"
-            wait_for("the plan of the patch", lambda: any(transfers.glob("*/plan.db")))
-            job.freeze()
+        with held_up(tree, proxy, dst):
             sync(other.root, proxy.url, "--delete")
-            job.thaw()
-            job.end().verify(0)
         assert_same(tree.root, dst)
         assert_ledger(tree.root, dst, work)
 
@@ -224,15 +235,8 @@ def test_a_patch_that_the_disk_changed_is_given_up(
     with Proxy(dst) as proxy:
         sync(tree.root, proxy.url)
         (tree.root / "large").write_bytes(dice.randbytes(6 << 20))
-        with Job("sync", tree.root, proxy.url, "--delete", "--limit", "6M") as job:
-            plan = wait_for(
-                "the plan of the patch", lambda: [*dst.glob(".tar_like/transfers/*/plan.db")]
-            )
-            job.freeze()
-            with (plan[0].parent / "patch.db").open("r+b") as file:
-                os.pwrite(file.fileno(), b"\x01", os.fstat(file.fileno()).st_size - 1)
-            job.thaw()
-            job.end().verify(0)
+        with held_up(tree, proxy, dst) as transfer, (transfer / "patch.db").open("r+b") as file:
+            os.pwrite(file.fileno(), b"\x01", os.fstat(file.fileno()).st_size - 1)
         assert not was_patched(dst)
         assert_same(tree.root, dst)
         assert_ledger(tree.root, dst, work)
