@@ -32,12 +32,19 @@ TakeLeaf = Callable[[bytes, bytes, int, bytes], None]
 """Given a leaf: the directory, the first name in it, how many there are, the digest."""
 
 
+def _no_path(_: int) -> bytes:
+    raise AssertionError("Leaves have no rows.")
+
+
 class Identity:
     """Collects what an index says: rows in canonical order, or leaves; and, in their order each,
     extended attributes and skipped names."""
 
     def __init__(
-        self, algorithm: str, path_of: Callable[[int], bytes], leaf: TakeLeaf | None = None
+        self,
+        algorithm: str,
+        path_of: Callable[[int], bytes] = _no_path,
+        leaf: TakeLeaf | None = None,
     ) -> None:
         """``path_of`` gives the path of an entry that was added, for rows of hard links."""
         self._algorithm = algorithm

@@ -258,7 +258,7 @@ class _Leaves:
 
     def __init__(self) -> None:
         self._summary = BuildSummary()
-        self._identity = Identity(NO_HASH, _no_path)
+        self._identity = Identity(NO_HASH)
         self._inodes: Inodes[bytes] = Inodes()
         self._place = 0
         self._order = InOrder(lambda stretch: _Open(stretch, self._place))
@@ -341,7 +341,3 @@ class _Leaves:
         self._digests.append(digest)
         self._places.append(opened.place)
         self._count += 1
-
-
-def _no_path(_: int) -> bytes:
-    raise AssertionError("A scan has no rows.")

@@ -182,16 +182,23 @@ class _Service:
     async def offer(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]
         destination = self._transfers.destination
-        destination.transfer(transfer_id)  # is it an id at all?
+        async with self._offered(request, "index.db", MAX_INDEX) as folder:
+            await self._run(lambda: offer(destination, transfer_id, folder))
+        return _answer(await self._run(lambda: self._transfers.get(transfer_id).status()), 201)
+
+    @contextlib.asynccontextmanager
+    async def _offered(self, request: Request, name: str, most: int) -> AsyncIterator[str]:
+        """A folder, for so long, with an index or a patch in a file of this name."""
+        destination = self._transfers.destination
+        destination.transfer(request.path_params["id"])  # is it an id at all?
         length = _content_length(request)
         folder = await self._run(destination.temporary)
         try:
-            limit = min(MAX_INDEX, 1024 * length + (1 << 20))
-            await self._store(request, os.path.join(folder, "index.db"), limit)
-            await self._run(lambda: offer(destination, transfer_id, folder))
+            limit = min(most, 1024 * length + (1 << 20))
+            await self._store(request, os.path.join(folder, name), limit)
+            yield folder
         finally:
             await self._run(lambda: destination.discard(folder))
-        return _answer(await self._run(lambda: self._transfers.get(transfer_id).status()), 201)
 
     async def _store(self, request: Request, path: str, limit: int) -> None:
         """Inflate a body into a new file of no more than ``limit`` bytes, and sync it."""
@@ -227,16 +234,8 @@ class _Service:
 
     async def patch(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]
-        destination = self._transfers.destination
-        destination.transfer(transfer_id)  # is it an id at all?
-        length = _content_length(request)
-        folder = await self._run(destination.temporary)
-        try:
-            limit = min(MAX_PATCH, 1024 * length + (1 << 20))
-            await self._store(request, os.path.join(folder, BODY), limit)
+        async with self._offered(request, BODY, MAX_PATCH) as folder:
             status = await _long(lambda: self._transfers.patch(transfer_id, folder))
-        finally:
-            await self._run(lambda: destination.discard(folder))
         return _answer(status, 201)
 
     async def negotiate(self, request: Request) -> Response:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sqlite3
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, repeat
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,13 +21,14 @@ from blake3 import blake3
 
 from tar_like.database import connect_readonly
 from tar_like.errors import Conflict, IndexInvalid
-from tar_like.index import BuildSummary, Index, schema
+from tar_like.index import Index, schema
 from tar_like.index.build import NO_HASH, describe
 from tar_like.index.identity import Identity
 from tar_like.index.leaf import Leaf
+from tar_like.index.numbering import Numbering
 from tar_like.index.reader import PATCH_OF
 from tar_like.index.validate import check_rows
-from tar_like.layout import DIRECTORY, FILE, place, sort_key
+from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
 from tar_like.proxy.folding import folding
 from tar_like.proxy.ledger import LeafRow, Ledger
@@ -36,7 +37,7 @@ from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
 from tar_like.proxy.rows import ID, PATH, Rows
 from tar_like.proxy.seal import broken
-from tar_like.source import Wanted
+from tar_like.source import Found, Skipped, Wanted
 from tar_like.source.stretch import BITS, FORMAT, KINDS
 from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
 
@@ -62,6 +63,15 @@ class Given(NamedTuple):
     """The ranges that hold data, of a file with holes."""
     same: bool = False
     """It only leads to others."""
+
+
+def _found(path: bytes, one: Given) -> Found:
+    """As a scan finds it."""
+    kind, size, mode, mtime, uid, gid, target = one.values
+    return Found(
+        path, kind, size, mode, mtime, uid, gid, target, one.ctime, one.ino,
+        dev=0, links=1, token=b"", segments=tuple(one.segments) or None, xattrs=(),
+    )  # fmt: skip
 
 
 class _Leaf(NamedTuple):
@@ -119,8 +129,8 @@ def _check_room(names: int) -> None:
         raise Conflict(f"So much has changed: {WHOLE}.")
 
 
-def _no_path(_: int) -> bytes:
-    raise AssertionError("Leaves have no rows.")
+def _no_skipped(_: Skipped) -> None:
+    raise AssertionError("Nothing is skipped by a patch.")
 
 
 def patch_id(base: str, tree: str) -> str:
@@ -253,7 +263,7 @@ class _Patching:
 
     def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], str]:
         """The leaves of the ledger that the tree lacks, and the tree's id. The others are kept."""
-        identity, dropped, room = Identity(NO_HASH, _no_path), list[LeafRow](), MOST_PATCHED
+        identity, dropped, room = Identity(NO_HASH), list[LeafRow](), MOST_PATCHED
         base, last = self._base.leaves(), 0
         for item in self._head.order:
             if isinstance(item, int):
@@ -381,32 +391,22 @@ class _Patching:
     def _write(self) -> None:
         """The index and the patch."""
         path = os.path.join(self._folder, "index.db")
-        summary, length = BuildSummary(id=patch_id(self._head.base, self._tree)), 0
-        rows, places, segments = [], [], list[tuple[int, int, int]]()
-        for number, name in enumerate(sorted(self._wanted, key=sort_key)):
-            one = self._wanted[name]
-            kind, size, mode, mtime, uid, gid, target = one.values
-            offset = length
-            if kind == FILE:
-                summary.files += 1
-                if size:
-                    offset = place(length, size)
-                    length = offset + size
-                    summary.bytes += size
-            rows.append(
-                (
-                    number, name, kind, size, offset, mode, mtime, uid, gid, target, -1, b"",
-                    one.ctime, one.ino, b"",
-                )
-            )  # fmt: skip
-            places.append((number, one.base_id, one.after, one.same))
-            segments += ((number, start, stop) for start, stop in one.segments)
-        summary.entries = len(rows)
+        names = sorted(self._wanted, key=sort_key)
+        segments: list[tuple[int, int, int]] = []
+
+        def more(number: int, data: Iterable[tuple[int, int]], _: object) -> None:
+            segments.extend((number, start, stop) for start, stop in data)
+
+        with contextlib.closing(Numbering()) as numbering:
+            found = (_found(name, self._wanted[name]) for name in names)
+            rows = list(numbering.rows(found, _no_skipped, more))
+        summary = numbering.summary
+        summary.id = patch_id(self._head.base, self._tree)
         db = schema.create(path)
         try:
             db.executemany(schema.INSERT_ENTRY, rows)
             db.executemany("INSERT INTO segment VALUES (?, ?, ?)", segments)
-            describe(db, summary, length, NO_HASH, self._head.source, Wanted())
+            describe(db, summary, numbering.length, NO_HASH, self._head.source, Wanted())
             db.execute("INSERT INTO meta VALUES (?, ?)", (PATCH_OF, self._tree))
             db.execute("COMMIT")
         except (OverflowError, ValueError, sqlite3.IntegrityError):
@@ -424,6 +424,8 @@ class _Patching:
         db = patch.create(os.path.join(self._folder, patch.NAME))
         try:
             db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            wanted = enumerate(self._wanted[name] for name in names)
+            places = ((number, one.base_id, one.after, one.same) for number, one in wanted)
             db.executemany("INSERT INTO at VALUES (?, ?, ?, ?)", places)
             gone = ((number, name, kind) for name, (number, kind) in self._gone.items())
             db.executemany("INSERT INTO gone VALUES (?, ?, ?)", gone)
