@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tar_like.database import connect
 from tar_like.dirfd import Walker
+from tar_like.proxy import look as by_rows
 from tar_like.proxy.durable import PROCESS
 from tar_like.proxy.look import Seen, read_look, run_look
 from tar_like.proxy.place import Destination
@@ -70,12 +72,13 @@ def look(dest: Path) -> tuple[Seen, list[int]]:
 
 
 def look_at_rows(dest: Path) -> tuple[Seen, list[int]]:
-    """The same by a look that remembers nothing."""
+    """The same by a look that remembers nothing, and goes through all rows."""
     sights = sights_of(dest)
     aside = sights.with_name("aside")
     sights.rename(aside)
     try:
-        return look(dest)
+        with mock.patch.object(by_rows, "FEW", 1 << 60):
+            return look(dest)
     finally:
         aside.rename(sights)
 
@@ -188,6 +191,13 @@ def edit(dest: Path, name: str) -> None:
     change(dest / path)
 
 
+@pytest.fixture(params=[0, by_rows.FEW], ids=["found", "all"])
+def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the rows of a directory that is not as it was are found, or come by among all."""
+    monkeypatch.setattr(by_rows, "FEW", request.param)
+
+
+@pytest.mark.usefixtures("read")
 @pytest.mark.parametrize("name", sorted(EDITS))
 def test_an_edit_is_seen_as_by_rows(dest: Path, name: str) -> None:
     edit(dest, name)
@@ -197,6 +207,7 @@ def test_an_edit_is_seen_as_by_rows(dest: Path, name: str) -> None:
     assert seen != (same(dest), []) or name in ("nothing", "folder replaced")
 
 
+@pytest.mark.usefixtures("read")
 @pytest.mark.parametrize("seed", range(12))
 def test_edits_are_seen_as_by_rows(dest: Path, seed: int) -> None:
     dice = random.Random(seed)
