@@ -22,13 +22,13 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from operator import attrgetter, lt, mul
 from typing import BinaryIO
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
 from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
+from tar_like.lstat import Lstats
 from tar_like.source.ahead import ahead, ahead_as
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
 from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of, stretch_of_found
@@ -50,6 +50,7 @@ class FolderSource:
         self._base = os.path.abspath(base)
         self._recognized = False
         self._begun: tuple[Wanted, Iterator[Found | Skipped]] | None = None
+        self._lstats = Lstats()
         try:
             self._walker = Walker(self._base)
         except FileNotFoundError:
@@ -183,7 +184,7 @@ class FolderSource:
         if wanted.keep or wanted.xattrs or wanted.acls:
             return None
         try:
-            return _stretch(self._walker.dirfd(directory), directory, names)
+            return _stretch(self._lstats, self._walker.dirfd(directory), directory, names)
         except (OSError, struct.error):
             return None
 
@@ -206,44 +207,41 @@ def _steps(listing: Iterator[Stretch]) -> Iterator[Stretch | bytes]:
         yield from stretch.folders()
 
 
-def _stretch(parent: int, directory: bytes, names: list[bytes]) -> Stretch | None:
-    """The hot path of a scan.
+def _stretch(lstats: Lstats, parent: int, directory: bytes, names: list[bytes]) -> Stretch | None:
+    """The hot path of a scan: no work in Python for a file with one name and no holes.
 
     None where there is something that is neither file, directory nor symlink. Raises OSError, and
     struct.error for what is out of range.
     """
-    os_stat = os.stat
-    stats = [_FIELDS(os_stat(name, dir_fd=parent, follow_symlinks=False)) for name in names]
-    modes: Sequence[int]
-    sizes: Sequence[int]
-    links: Sequence[int]
-    modes, sizes, mtimes, uids, gids, ctimes, inos, devs, links, blocks = zip(*stats, strict=True)
-    files = len(names)
+    lstats.look(names, parent)
+    count = len(names)
+    modes, sizes, links = map(bytearray, (lstats.modes, lstats.sizes, lstats.links))
+    types = modes[1::4].translate(_TYPES)
+    files = types.count(_FILE)
     targets: dict[int, bytes] = {}
-    if min(modes) < stat.S_IFREG or max(modes) >= stat.S_IFLNK:
-        modes, sizes, links = list(modes), list(sizes), list(links)
-        for position, mode in enumerate(modes):
-            kind = mode & FORMAT
-            if kind == stat.S_IFREG:
+    if files < count:
+        for position, kind in enumerate(types):
+            if kind == _FILE:
                 continue
-            files -= 1
-            sizes[position] = 0
-            if kind == stat.S_IFDIR:
-                links[position] = 1
-            elif kind == stat.S_IFLNK:
+            sizes[8 * position : 8 * position + 8] = bytes(8)
+            if kind == _DIRECTORY:
+                links[4 * position : 4 * position + 4] = _ONE
+            elif kind == _SYMLINK:
                 targets[position] = os.readlink(names[position], dir_fd=parent)
-                modes[position] = stat.S_IFLNK | 0o777
+                modes[4 * position : 4 * position + 4] = _ANY_SYMLINK
             else:
                 return None
     segments = {}
-    if any(map(lt, map(mul, blocks, itertools.repeat(512)), sizes)):
-        for position, (has, size) in enumerate(zip(blocks, sizes, strict=True)):
+    if lstats.may_have_holes(sizes):
+        numbers = struct.unpack(f"<{count}q", sizes)
+        for position, (has, size) in enumerate(zip(lstats.blocks(), numbers, strict=True)):
             if has * 512 < size:
                 found = _segments(names[position], parent, size)
                 if found is not None:
                     segments[position] = found
-    columns = modes, sizes, mtimes, uids, gids, ctimes, inos, devs, links
-    return stretch_of(directory, names, columns, files, targets=targets, segments=segments)
+    told = modes, sizes, lstats.mtimes, lstats.uids, lstats.gids
+    kept = lstats.ctimes, lstats.inos, lstats.devs, links
+    return stretch_of(directory, names, told, kept, files, targets=targets, segments=segments)
 
 
 def _look_at(
@@ -300,11 +298,17 @@ def _trouble(error: OSError) -> str:
     return "vanished during the scan" if isinstance(error, FileNotFoundError) else cause(error)
 
 
-_FIELDS = attrgetter(
-    "st_mode", "st_size", "st_mtime_ns", "st_uid", "st_gid",
-    "st_ctime_ns", "st_ino", "st_dev", "st_nlink", "st_blocks",
-)  # fmt: skip
 _SIGN = 1 << 63
+_FILE, _DIRECTORY, _SYMLINK, _OTHER = range(4)
+_TYPES = bytes(
+    {stat.S_IFREG: _FILE, stat.S_IFDIR: _DIRECTORY, stat.S_IFLNK: _SYMLINK}.get(
+        high << 8 & FORMAT, _OTHER
+    )
+    for high in range(256)
+)
+"""The type of what has a mode, by the second byte of it."""
+_ONE = struct.pack("<I", 1)
+_ANY_SYMLINK = struct.pack("<I", stat.S_IFLNK | 0o777)
 
 
 def _signed(number: int) -> int:

@@ -25,9 +25,13 @@ TYPES = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
 KINDS = {bits: kind for kind, bits in TYPES.items()}
 FORMAT = 0o170000
 BITS = 0o7777
+_TOLD, _KEPT = "IqqII", "qqqI"
+"""Of the packed columns, the types of struct."""
+_ONE_LINK = struct.pack("<I", 1)
 
 T = TypeVar("T")
 Column = Iterable[int]
+Packed = bytes | bytearray
 
 
 class Stretch(NamedTuple):
@@ -146,15 +150,15 @@ def _unpack(form: str, columns: int, packed: bytes) -> list[tuple[int, ...]]:
 
 
 def _told_format(count: int) -> str:
-    return f"<{count}I{count}q{count}q{count}I{count}I"
+    return "<" + "".join(f"{count}{code}" for code in _TOLD)
 
 
 def _kept_format(count: int) -> str:
-    return f"<{count}q{count}q{count}q{count}I"
+    return "<" + "".join(f"{count}{code}" for code in _KEPT)
 
 
 def stretch_of(
-    directory: bytes, names: list[bytes], columns: Iterable[tuple[int, ...] | list[int]],
+    directory: bytes, names: list[bytes], told: Iterable[Packed], kept: Iterable[Packed],
     files: int,
     *,
     targets: dict[int, bytes] | None = None,
@@ -162,22 +166,26 @@ def stretch_of(
     xattrs: dict[int, tuple[tuple[bytes, bytes], ...]] | None = None,
     skipped: list[tuple[int, tuple[bytes, str, str]]] | None = None,
 ) -> Stretch:  # fmt: skip
-    """A stretch of the columns of ``told`` and ``kept``; ``files`` of the names are files.
+    """A stretch of the packed columns of ``told`` and ``kept``; ``files`` of the names are files.
 
-    Sizes are 0 but for files; directories have one link. Raises struct.error for a number that
-    does not fit.
+    Sizes are 0 but for files; directories have one link.
     """
-    count = len(names)
-    modes, sizes, mtimes, uids, gids, ctimes, inos, devs, links = columns
+    _, sizes, mtimes, _, _ = told = tuple(told)
+    *_, links = kept = tuple(kept)
+    form = f"<{len(names)}q"
+    linked = []
+    if links != _ONE_LINK * len(names):
+        numbers = struct.unpack(f"<{len(names)}I", links)
+        linked = [at for at, number in enumerate(numbers) if number > 1]
     return Stretch(
         directory,
         names,
-        struct.pack(_told_format(count), *modes, *sizes, *mtimes, *uids, *gids),
-        struct.pack(_kept_format(count), *ctimes, *inos, *devs, *links),
-        max(mtimes, default=-(1 << 63)),
+        b"".join(told),
+        b"".join(kept),
+        max(struct.unpack(form, mtimes), default=-(1 << 63)),
         files,
-        sum(sizes),
-        [at for at, number in enumerate(links) if number > 1] if max(links, default=1) > 1 else [],
+        sum(struct.unpack(form, sizes)),
+        linked,
         targets or {},
         segments or {},
         xattrs or {},
@@ -195,15 +203,20 @@ def stretch_of_found(directory: bytes, items: Iterable[Found | Skipped]) -> Stre
         else:
             found.append(item)
     cut = len(directory) + 1 if directory else 0
-    columns = zip(*(
+    columns = list(zip(*(
         (TYPES[one.kind] | one.mode, one.size, one.mtime, one.uid, one.gid,
          one.ctime, one.ino, one.dev, one.links)
         for one in found
-    ), strict=True) if found else repeat((), 9)  # fmt: skip
+    ), strict=True)) or [()] * 9  # fmt: skip
+    packed = [
+        struct.pack(f"<{len(found)}{code}", *column)
+        for code, column in zip(_TOLD + _KEPT, columns, strict=True)
+    ]
     return stretch_of(
         directory,
         [one.path[cut:] for one in found],
-        columns,
+        packed[: len(_TOLD)],
+        packed[len(_TOLD) :],
         sum(one.kind == FILE for one in found),
         targets={at: one.target for at, one in enumerate(found) if one.target},
         segments={at: one.segments for at, one in enumerate(found) if one.segments is not None},

@@ -1,0 +1,158 @@
+"""What lstat says of many names of one directory, in columns.
+
+    names > statx(2) of each, into a buffer > columns: one copy each
+
+Python makes an object of each name's state, with a score of numbers, and takes as long for that as
+the system for the call itself. So the records are left as the kernel writes them, one beside the
+other, and a column is cut out of all of them at once. Where there is no statx, lstat's numbers are
+put into the same buffer.
+
+Source: statx(2), linux/stat.h. Columns are packed, little-endian, and hold until the next look.
+Not thread-safe: one Lstats a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Any
+
+MANY = 1024
+"""Names that are looked at in one go, at most."""
+_RECORD = 256
+_WORDS, _QUADS = _RECORD // 4, _RECORD // 8
+_LINKS, _UID, _GID, _MODE = 4, 5, 6, 7
+"""Where these are in a record, in words of 4 bytes; behind the mode are 2 bytes of zeros."""
+_INO, _SIZE, _BLOCKS, _CTIME, _MTIME, _DEVICE = 4, 5, 6, 12, 14, 17
+"""The same in words of 8 bytes; of a time the seconds, with its nanoseconds behind."""
+_SYMLINK_NOFOLLOW, _BASIC_STATS = 0x100, 0x7FF
+_AS_STATX = struct.Struct("<16xIIIHxxQQQ40xqQqQ8xII")
+"""A record, as far as it is used."""
+_SECOND = 10**9
+_LATE = int.from_bytes(b"\0\0\0\0\xfe\xff\xff\xff" * MANY, "little")
+"""The bits of seconds, a lane of 64 bits for each name, that no time before the year 2242 has."""
+_TOP = int.from_bytes(b"\0\0\0\0\0\0\0\x80" * MANY, "little")
+
+
+class Lstats:
+    """The records of the names that were looked at last."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_RECORD * MANY)
+        self._words = memoryview(self._buffer).cast("I")
+        self._quads = memoryview(self._buffer).cast("Q")
+        self._statx = _statx()
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        self._records = [ctypes.c_void_p(address + _RECORD * number) for number in range(MANY)]
+        self.count = 0
+        """How many names there are."""
+
+    def look(self, names: Sequence[bytes], parent: int) -> None:
+        """Look at up to MANY names of a directory (an fd), none of which is followed.
+
+        Raises OSError, for any of them.
+        """
+        self.count = len(names)
+        assert self.count <= MANY
+        if self._statx is not None:
+            flags, mask = repeat(_SYMLINK_NOFOLLOW), repeat(_BASIC_STATS)
+            if not any(map(self._statx, repeat(parent), names, flags, mask, self._records)):
+                return
+        for number, name in enumerate(names):  # also to know what is wrong with which
+            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            _AS_STATX.pack_into(
+                self._buffer, _RECORD * number,
+                st.st_nlink, st.st_uid, st.st_gid, st.st_mode,
+                st.st_ino, st.st_size, st.st_blocks,
+                *divmod(st.st_ctime_ns, _SECOND), *divmod(st.st_mtime_ns, _SECOND),
+                os.major(st.st_dev), os.minor(st.st_dev),
+            )  # fmt: skip
+
+    @property
+    def modes(self) -> bytes:
+        """With the bits of the type; u32, as are owners, groups and numbers of links."""
+        return self._words[_MODE : _WORDS * self.count : _WORDS].tobytes()
+
+    @property
+    def uids(self) -> bytes:
+        """Owners."""
+        return self._words[_UID : _WORDS * self.count : _WORDS].tobytes()
+
+    @property
+    def gids(self) -> bytes:
+        """Groups."""
+        return self._words[_GID : _WORDS * self.count : _WORDS].tobytes()
+
+    @property
+    def links(self) -> bytes:
+        """How many names each has."""
+        return self._words[_LINKS : _WORDS * self.count : _WORDS].tobytes()
+
+    @property
+    def inos(self) -> bytes:
+        """Inodes; i64, as are sizes, times and devices."""
+        return self._quad(_INO)
+
+    @property
+    def sizes(self) -> bytes:
+        """In bytes."""
+        return self._quad(_SIZE)
+
+    @property
+    def ctimes(self) -> bytes:
+        """In ns. Raises struct.error for what does not fit."""
+        return self._times(_CTIME)
+
+    @property
+    def mtimes(self) -> bytes:
+        """In ns. Raises struct.error for what does not fit."""
+        return self._times(_MTIME)
+
+    @property
+    def devs(self) -> bytes:
+        """Devices."""
+        numbers = self._quad(_DEVICE)
+        if numbers == numbers[:8] * self.count:
+            return struct.pack("<Q", _device(numbers[:8])) * self.count if numbers else b""
+        parts = (numbers[at : at + 8] for at in range(0, len(numbers), 8))
+        return struct.pack(f"<{self.count}Q", *map(_device, parts))
+
+    def may_have_holes(self, sizes: bytes | bytearray) -> bool:
+        """Whether any name has fewer blocks than so many bytes take (``sizes``, as above)."""
+        top = _TOP >> 64 * (MANY - self.count)
+        blocks = int.from_bytes(self._quad(_BLOCKS), "little")
+        return ((blocks << 9) + top - int.from_bytes(sizes, "little")) & top != top
+
+    def blocks(self) -> tuple[int, ...]:
+        """Of 512 bytes each."""
+        return struct.unpack(f"<{self.count}Q", self._quad(_BLOCKS))
+
+    def _quad(self, field: int) -> bytes:
+        return self._quads[field : _QUADS * self.count : _QUADS].tobytes()
+
+    def _times(self, field: int) -> bytes:
+        """Seconds and nanoseconds in one: all of them at once, as one number of many lanes."""
+        seconds, rest = self._quad(field), self._quad(field + 1)
+        lanes = int.from_bytes(seconds, "little")
+        if not lanes & _LATE:
+            lanes = lanes * _SECOND + int.from_bytes(rest, "little")
+            return lanes.to_bytes(8 * self.count, "little")
+        form = f"<{self.count}q"
+        pairs = zip(struct.unpack(form, seconds), struct.unpack(form, rest), strict=True)
+        return struct.pack(form, *(second * _SECOND + more for second, more in pairs))
+
+
+def _device(number: bytes) -> int:
+    return os.makedev(*struct.unpack("<II", number))
+
+
+def _statx() -> Callable[..., Any] | None:
+    """The call, where the system has it, and writes numbers in the order that is wanted."""
+    if sys.byteorder != "little":
+        return None
+    call: Callable[..., Any] | None = getattr(ctypes.CDLL(None), "statx", None)
+    return call
