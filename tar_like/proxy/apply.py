@@ -24,8 +24,8 @@ from tar_like.dirfd import Walker
 from tar_like.errors import shown
 from tar_like.index import Index
 from tar_like.layout import HARDLINK, SYMLINK, Entry
-from tar_like.proxy.assemble import copy_range
 from tar_like.proxy.backup import Backup
+from tar_like.proxy.copying import copy_range
 from tar_like.proxy.deletion import IN_THE_WAY, Deletion
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.ledger import Landed
@@ -240,7 +240,7 @@ class Applier:
     def _set_metadata(self, entry: Entry) -> os.stat_result:
         """Bring a file that is in place to the entry's state."""
         parent, name = self._walker.split(entry.path)
-        fd = os.open(name, _READ, dir_fd=parent)
+        fd = _open_own(name, parent)
         try:
             self._metadata.apply(fd, entry, os.fstat(fd), self._index.xattrs(entry.id))
             return with_time(entry, os.fstat(fd))
@@ -491,3 +491,22 @@ class Applier:
     def _unlink_staged(self, entry_id: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(Staging.name(entry_id), dir_fd=self._staging.fd)
+
+
+def _open_own(name: bytes, parent: int) -> int:
+    """A readable fd of a file, also where its mode is closed to us, a plain user, who owns it.
+
+    The mode that it is given for that is not its last one. Raises OSError.
+    """
+    try:
+        return os.open(name, _READ, dir_fd=parent)
+    except PermissionError:
+        fd = os.open(name, _HOLD, dir_fd=parent)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                raise
+            os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(st.st_mode) | stat.S_IRUSR)
+            return os.open(f"/proc/self/fd/{fd}", _READ & ~os.O_NOFOLLOW)
+        finally:
+            os.close(fd)

@@ -13,7 +13,6 @@ written to.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from tar_like.plan.questions import Answer, Answers, Question, Questions
 from tar_like.plan.segments import Segments
 from tar_like.process import large_buffer
 from tar_like.proxy.chunkcache import ChunkCache, name_of_file
-from tar_like.proxy.durable import write_all
+from tar_like.proxy.copying import copy_range
 from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
@@ -332,22 +331,6 @@ def _conversation(path: str, index_id: str) -> tuple[Questions | None, Answers |
         Questions(asked, index_id) if os.path.exists(asked) else None,
         Answers(said) if os.path.exists(said) else None,
     )
-
-
-def copy_range(source: int, start: int, target: int, offset: int, length: int) -> None:
-    """Copy bytes from file to file; the filesystem shares them where it can. Raises OSError."""
-    while length:
-        try:
-            done = os.copy_file_range(source, target, length, start, offset)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            data = os.pread(source, min(length, _STEP), start)
-            write_all(target, data, offset)
-            done = len(data)
-        if not done:
-            return  # it has become shorter: the digest tells
-        start, offset, length = start + done, offset + done, length - done
 
 
 def _missing(ranges: Ranges, present: Iterable[Move], size: int) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,7 @@ from tar_like.layout import Entry, Extent
 from tar_like.plan import Plan
 from tar_like.process import large_buffer
 from tar_like.proxy import durable
-from tar_like.proxy.assemble import copy_range
+from tar_like.proxy.copying import copy_range
 from tar_like.proxy.kept import Kept
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.receipts import Receipts
