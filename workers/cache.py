@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from tar_like import digest
 from tar_like.errors import IndexInvalid
-from tar_like.index.validate import validate
+from tar_like.index.validation import validate
 
 KEEP = 7 * 86400
 """Seconds after their last use that files are kept."""

@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
     from tar_like.cli.common import say_scanned
     from tar_like.errors import OK, SOURCE_TROUBLE, counted, shown
     from tar_like.index import BuildOptions, Index, build_index
-    from tar_like.index.build import NO_HASH
+    from tar_like.index.identity import NO_HASH
 
     algorithm = options.algorithm or _known_algorithm(options)
     if algorithm != NO_HASH:
@@ -98,7 +98,7 @@ def _known_algorithm(options: argparse.Namespace) -> str:
     from tar_like import digest
     from tar_like.errors import IndexInvalid
     from tar_like.index import Index
-    from tar_like.index.build import NO_HASH
+    from tar_like.index.identity import NO_HASH
 
     if not options.fresh and os.path.exists(options.db):
         with contextlib.suppress(IndexInvalid), Index(options.db) as index:  # told when it is built

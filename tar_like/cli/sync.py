@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tar_like import config
@@ -17,8 +16,10 @@ from tar_like.cli.output import Output
 from tar_like.errors import OK, SOURCE_TROUBLE, UsageError
 
 if TYPE_CHECKING:
-    from tar_like.index import BuildOptions, BuildSummary, Recorded
+    from tar_like.index import BuildSummary, Recorded
+    from tar_like.rules import Rules
     from tar_like.source import Source
+    from tar_like.upload.client import Client
     from tar_like.upload.dispatch import UploadOptions
     from tar_like.upload.patch import Patching
     from tar_like.wire import Look
@@ -82,17 +83,13 @@ def _run(
     output: Output,
 ) -> int:
     from tar_like.cli import fanout
-    from tar_like.cli.common import block_size, forbid_inside, is_inside, trust, wanted
+    from tar_like.cli.common import block_size, forbid_inside, is_inside, trust
     from tar_like.cli.rules import rules
     from tar_like.cli.s3 import s3_settings
-    from tar_like.index import BuildOptions
-    from tar_like.index.build import NO_HASH
     from tar_like.upload.client import checked_url
     from tar_like.upload.dispatch import UploadOptions
-    from tar_like.upload.run import begin_look
+    from tar_like.upload.looking import begin_look
 
-    lasting = bool(options.db)
-    build = BuildOptions(algorithm=NO_HASH, fresh=True, wanted=wanted(options), lasting=lasting)
     upload = UploadOptions(
         source=options.source if "://" in options.source else os.path.abspath(options.source),
         index_path="",
@@ -111,7 +108,7 @@ def _run(
         if options.durability != settings.durability:
             raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
         upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
-        return _sync(options, build, upload, source, rows, output, look=lambda: begin_look(upload))
+        return _sync(options, upload, source, rows, output, look=begin_look)
     if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
     if options.detach or (options.redis and options.redis != settings.redis_url):
@@ -121,11 +118,11 @@ def _run(
         forbid_inside(options.target, options.source)
     if options.db and options.delete and is_inside(options.db, options.target):
         raise UsageError(f"--delete would delete the index {options.db}: keep it elsewhere.")
-    return _sync_to_folder(options, build, upload, source, rows, output, settings.processes)
+    return _sync_to_folder(options, upload, source, rows, output, settings.processes)
 
 
 def _sync_to_folder(
-    options: argparse.Namespace, build: BuildOptions, upload: UploadOptions, source: Source,
+    options: argparse.Namespace, upload: UploadOptions, source: Source,
     rows: Recorded | None, output: Output, cores: int,
 ) -> int:  # fmt: skip
     from tar_like.proxy import durable
@@ -141,6 +138,8 @@ def _sync_to_folder(
     )
     with ExitStack() as stack:
         if options.dry_run:
+            import tempfile
+
             shadow = stack.enter_context(tempfile.TemporaryDirectory(prefix="tar-like-"))
             serving = replace(serving, shadow=shadow)
         receiver = stack.enter_context(Receiver(serving))
@@ -150,21 +149,20 @@ def _sync_to_folder(
             trust=config.Trust(token=receiver.token),
             direct=None if over_http else receiver.direct,
         )
-        told = receiver.supersede, receiver.look
-        code = _sync(options, build, upload, source, rows, output, *told)
+        told = receiver.supersede, lambda _client: receiver.look()
+        code = _sync(options, upload, source, rows, output, *told)
         receiver.close(at_once=code in (OK, SOURCE_TROUBLE))
         return code
 
 
 def _sync(
     options: argparse.Namespace,
-    build: BuildOptions,
     upload: UploadOptions,
     source: Source,
     rows: Recorded | None,
     output: Output,
     scanned: Callable[[str, str], None] = lambda _source, _id: None,
-    look: Callable[[], Look | None] = lambda: None,
+    look: Callable[[Client], Look | None] = lambda _client: None,
 ) -> int:
     """``rows`` are those of a scan that has begun, if it has; else the index is built here.
 
@@ -172,34 +170,41 @@ def _sync(
 
     With rows, ``look`` has the receiver look meanwhile whether the last tree is in its place.
     """
+    import shutil
+    import tempfile
+
     from tar_like.cli import fanout
     from tar_like.cli.common import say_scanned
-    from tar_like.index import build_index
-    from tar_like.index.recorded import AT_ONCE
-    from tar_like.upload.patch import Patching
 
     folder = tempfile.mkdtemp(prefix="tar-like-")
-    code = None
+    code = client = None
     carried = 0
     try:
         index_path = options.db or os.path.join(folder, "index.db")
         if rows is None:
-            found = build_index(source, index_path, _as_kept(build, index_path))
+            found = _index(options, source, index_path)
         else:
-            begun = look()
+            from tar_like.index.recorded import AT_ONCE
+
+            client = upload.client(0)
+            begun = look(client)
+            from tar_like.upload.patch import Patching  # and so on, while others look
+
+            import_module("tar_like.upload.run")
             if begun is None or not begun.index:
                 rows.finish(index_path, AT_ONCE)
             else:
-                patching = Patching(upload, begun)
+                patching = Patching(client, upload.rules, begun)
                 rows.finish(index_path, begun.newest, lambda: patching.base)
-                code = _if_still_there(rows.summary, upload, begun, output)
+                code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:
                     return code
                 upload = replace(upload, look=begun.token)
-                code = _as_patch(options, upload, patching, rows, folder, scanned, output)
+                code, carried = _as_patch(
+                    options, upload, client, patching, rows, folder, scanned, output
+                )
                 if code is not None:
                     return code
-                carried = patching.carried
             found = rows.write()
         scanned(source.url, found.id)
         say_scanned(found, output)
@@ -207,9 +212,11 @@ def _sync(
             code = fanout.detach(options, found.id, output)
         if code is None:
             upload = replace(upload, index_path=index_path)
-            return _upload(options, upload, found, output, carried)
+            return _upload(options, upload, found, output, client, carried)
         return code
     finally:
+        if client is not None:
+            client.close()
         if code is None or not options.detach:  # else the background still needs it
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,16 +239,17 @@ def _may_record(options: argparse.Namespace) -> bool:
 
 
 def _if_still_there(
-    found: BuildSummary, upload: UploadOptions, look: Look, output: Output
+    found: BuildSummary, client: Client, rules: Rules, look: Look, output: Output
 ) -> int | None:
     """The exit code when the tree is where it should be, and all is done; else None."""
     from tar_like.cli.common import report_upload, say_scanned
-    from tar_like.upload.run import UploadSummary, still_there
+    from tar_like.upload.looking import still_there
+    from tar_like.upload.run import UploadSummary
     from tar_like.wire import COMPLETE
 
     if found.id != look.index or found.unreadable:
         return None
-    status = still_there(upload, look)
+    status = still_there(client, rules, look)
     if status is None or status.state != COMPLETE:
         return None
     say_scanned(found, output)
@@ -250,32 +258,34 @@ def _if_still_there(
 
 
 def _as_patch(
-    options: argparse.Namespace, upload: UploadOptions, patching: Patching, rows: Recorded,
-    folder: str, scanned: Callable[[str, str], None], output: Output,
-) -> int | None:  # fmt: skip
-    """The exit code where only what differs was offered; None where the whole index is to be."""
+    options: argparse.Namespace, upload: UploadOptions, client: Client, patching: Patching,
+    rows: Recorded, folder: str, scanned: Callable[[str, str], None], output: Output,
+) -> tuple[int | None, int]:  # fmt: skip
+    """The exit code where only what differs was offered; None where the whole index is to be.
+
+    Also the bytes of blocks that were sent in vain.
+    """
     from tar_like.cli.common import say_scanned
     from tar_like.upload.run import PatchGone
 
     tree, path = rows.summary, os.path.join(folder, "patch.db")
     patch = "" if options.redis else patching.offer(rows, path)
     if not patch:
-        return None
+        return None, 0
     scanned(rows.url, patch)
     say_scanned(tree, output)
     try:
         upload = replace(upload, index_path=path, patch_of=tree.id)
-        return _upload(options, upload, tree, output, patching.carried)
+        return _upload(options, upload, tree, output, client), 0
     except PatchGone as gone:
-        patching.carried += gone.carried
-        return None
+        return None, gone.carried
 
 
 def _upload(
     options: argparse.Namespace, upload: UploadOptions, found: BuildSummary, output: Output,
-    carried: int = 0,
+    client: Client | None = None, carried: int = 0,
 ) -> int:  # fmt: skip
-    """Send a tree; ``carried`` are bytes that went over the wire for it already."""
+    """Send a tree; ``carried`` are bytes of blocks that went over the wire for it already."""
     from tar_like.cli import fanout
     from tar_like.cli.common import first_interrupt, report_rehearsal, report_upload
     from tar_like.upload.run import Upload
@@ -283,7 +293,7 @@ def _upload(
     if options.dry_run:
         with closing(Upload(upload, output).rehearse()) as rehearsal:
             return report_rehearsal(rehearsal, output)
-    run = Upload(upload, output, fanout.dispatcher(options, upload))
+    run = Upload(upload, output, fanout.dispatcher(options, upload), client)
     with first_interrupt(run.stop, output):
         summary = run.run()
     summary.transfer, summary.entries = found.id, found.entries
@@ -291,11 +301,20 @@ def _upload(
     return report_upload(summary, output)
 
 
-def _as_kept(build: BuildOptions, index_path: str) -> BuildOptions:
-    """With -db, an index that is there is brought up to date, hashes included where it has them."""
-    from tar_like.index import Index
+def _index(options: argparse.Namespace, source: Source, path: str) -> BuildSummary:
+    """Make an index without hashes.
 
-    if not os.path.exists(index_path) or not os.path.getsize(index_path):
-        return build
-    with Index(index_path) as index:
-        return replace(build, algorithm=index.algorithm, fresh=False)
+    With -db, one that is there is brought up to date, hashes included where it has them.
+    """
+    from tar_like.cli.common import wanted
+    from tar_like.index import BuildOptions, Index, build_index
+    from tar_like.index.identity import NO_HASH
+
+    algorithm, fresh = NO_HASH, True
+    if os.path.exists(path) and os.path.getsize(path):
+        with Index(path) as index:
+            algorithm, fresh = index.algorithm, False
+    build = BuildOptions(
+        algorithm=algorithm, fresh=fresh, wanted=wanted(options), lasting=bool(options.db)
+    )
+    return build_index(source, path, build)

@@ -18,7 +18,7 @@ from tar_like import digest
 from tar_like.codec import REASONS
 from tar_like.errors import IndexInvalid, TarLikeError, cause
 from tar_like.index import schema
-from tar_like.index.identity import Identity
+from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.index.reader import SEEN, Index
 from tar_like.layout import FILE, HARDLINK, Entry, Piece, sort_key
@@ -26,7 +26,6 @@ from tar_like.source import Found, Skipped, Source, Wanted
 from tar_like.source.hashing import Hashed, hash_files
 
 CHUNK = 500
-NO_HASH = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,8 @@ from tar_like.index.leaf import Leaf
 from tar_like.layout import DIRECTORY, HARDLINK
 from tar_like.source.stretch import STRETCH, TYPES, pack_told
 
+NO_HASH = "none"
+"""The algorithm of an index whose files were not read."""
 _TYPES = {**TYPES, HARDLINK: 0}
 _XATTR = struct.Struct("<III")
 _SKIPPED = struct.Struct("<II")
@@ -123,6 +125,10 @@ class Identity:
         self._leaves.update(digest)
         if self._leaf is not None:
             self._leaf(directory, first, names, digest)
+
+    def add_digests(self, digests: list[bytes]) -> None:
+        """The same of several, where nobody wants to know which leaves they are of."""
+        self._leaves.update(b"".join(digests))
 
     def add_xattr(self, path: bytes, name: bytes, value: bytes) -> None:
         """Take up an extended attribute, in order of entries and names."""

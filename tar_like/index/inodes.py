@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tar_like.database import temporary
+if TYPE_CHECKING:
+    import sqlite3
 
 T = TypeVar("T", int, bytes)
 
 
 class Inodes(Generic[T]):
     """Inodes seen so far, each with its first entry's id or path. A temporary file that goes with
-    the object."""
+    the object, from the first one on."""
 
-    def __init__(self) -> None:
-        self._db = temporary()
-        self._db.execute(
+    @cached_property
+    def _db(self) -> sqlite3.Connection:
+        from tar_like.database import temporary
+
+        db = temporary()
+        db.execute(
             "CREATE TABLE inode (dev INTEGER, ino INTEGER, entry, PRIMARY KEY (dev, ino)) "
             "WITHOUT ROWID"
         )
+        return db
 
     def known(self, dev: int, ino: int) -> T | None:
         """The entry that has this inode."""
@@ -37,8 +43,9 @@ class Inodes(Generic[T]):
         return entry
 
     def close(self) -> None:
-        """Remove the file."""
-        self._db.close()
+        """Remove the file, if there is one."""
+        if "_db" in self.__dict__:
+            self._db.close()
 
 
 def _signed(number: int) -> int:

@@ -129,6 +129,11 @@ class Index:
         query = "SELECT 1 FROM entry WHERE path = ? LIMIT 1"
         return self._db.execute(query, (path,)).fetchone() is not None
 
+    def has_file_of(self, least: int) -> bool:
+        """Whether there is a file of at least so many bytes; goes through all of them."""
+        query = "SELECT 1 FROM entry WHERE kind = 'f' AND size >= ? LIMIT 1"
+        return self._db.execute(query, (least,)).fetchone() is not None
+
     def names(self) -> Iterator[tuple[bytes, str]]:
         """(path, kind) of every entry but the root, in canonical order."""
         return self._db.execute("SELECT path, kind FROM entry WHERE id > 0 ORDER BY id")

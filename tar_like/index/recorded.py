@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import marshal
 import os
-import sqlite3
 import struct
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from tar_like.index import schema
-from tar_like.index.build import NO_HASH, describe, writing
-from tar_like.index.identity import Identity
+from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.inodes import Inodes
 from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import chunks, packed, unpacked
 from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _HEAD = struct.Struct("<qI")
 """Before each chunk of stretches: its last mtime, and the bytes of it before its leaves begin."""
@@ -54,6 +54,8 @@ class Recorded:
         self._url = source.url
         self._wanted = wanted
         self._packed = source.scan_as(wanted, _pack)
+        import tempfile  # now, and not before it has begun
+
         self._path = ""
         self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
         self._chunks: array[int] = array("Q")
@@ -159,6 +161,9 @@ class Recorded:
 
     def _begin(self) -> sqlite3.Connection:
         """Begin the index, with the stretches so far."""
+        from tar_like.index import schema
+        from tar_like.index.build import writing
+
         with writing(self._path):
             self._db = db = schema.create(self._path)
         self._numbering = Numbering()
@@ -172,6 +177,9 @@ class Recorded:
 
     def _write(self, db: sqlite3.Connection, names: Iterator[Found | Skipped]) -> None:
         """Write rows for the next names."""
+        from tar_like.index import schema
+        from tar_like.index.build import writing
+
         assert self._numbering is not None
         segments: list[tuple[int, int, int]] = []
         skipped: list[Skipped] = []
@@ -187,6 +195,8 @@ class Recorded:
 
     def write(self) -> BuildSummary:
         """Have the index, once, in its new file; it is not synced. Raises TarLikeError."""
+        from tar_like.index.build import describe, writing
+
         db = self._db or self._begin()
         assert self._numbering is not None
         self._write(db, self._order.end())

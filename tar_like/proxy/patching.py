@@ -22,12 +22,12 @@ from blake3 import blake3
 from tar_like.database import connect_readonly
 from tar_like.errors import Conflict, IndexInvalid
 from tar_like.index import Index, schema
-from tar_like.index.build import NO_HASH, describe
-from tar_like.index.identity import Identity
+from tar_like.index.build import describe
+from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import Numbering
 from tar_like.index.reader import PATCH_OF
-from tar_like.index.validate import check_rows
+from tar_like.index.validation import check_rows
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
 from tar_like.proxy.folding import folding

@@ -82,6 +82,9 @@ class Answering:
 
         Else a tree of files of one size would be read in full before its first byte is sent.
         """
+        if not any(question.twin for question in self._questions):
+            yield from self._asked(large=False)
+            return
         with closing(Samples(self._source)) as samples:
             for _, entry in self._asked(large=False):
                 samples.take(entry)

@@ -17,10 +17,9 @@ from tar_like.errors import TarLikeError
 from tar_like.index import Recorded
 from tar_like.index.leaf import Leaf
 from tar_like.index.recorded import LEAF, LEAF_NAME, PART
-from tar_like.rules import PATCHED
+from tar_like.rules import PATCHED, Rules
 from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
-from tar_like.upload.dispatch import UploadOptions
 from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead
 
 FEW = 1000
@@ -32,12 +31,11 @@ Order = list[tuple[int, int] | int]
 class Patching:
     """Finds out what of a tree the receiver's last one lacks."""
 
-    def __init__(self, options: UploadOptions, look: Look) -> None:
+    def __init__(self, client: Client, rules: Rules, look: Look) -> None:
         """``look`` is one of the receiver that has begun."""
-        self._options = options
+        self._client = client
+        self._rules = rules
         self._look = look
-        self.carried = 0
-        """Bytes that were sent and fetched for it."""
 
     @cached_property
     def base(self) -> bytes:
@@ -45,15 +43,12 @@ class Patching:
 
         Empty where nothing is to be a difference to it, or the receiver does not say.
         """
-        if self._options.rules.canonical not in PATCHED:
+        if self._rules.canonical not in PATCHED:
             return b""
-        client = self._options.client(0)
         try:
-            return client.leaves(self._look.index)
+            return self._client.leaves(self._look.index)
         except TarLikeError:
             return b""
-        finally:
-            self._done(client)
 
     def offer(self, rows: Recorded, path: str) -> str:
         """Have a transfer of what differs; its index goes to ``path``.
@@ -66,7 +61,6 @@ class Patching:
         head = PatchHead(
             base=self._look.index, look=self._look.token, source=rows.url, order=tuple(order)
         )
-        client = self._options.client(0)
         try:
             with tempfile.NamedTemporaryFile() as file:
                 text = head.to_json()
@@ -79,17 +73,11 @@ class Patching:
                         return ""
                     file.writelines(_packed(stretch))
                 file.flush()
-                status = client.patch(rows.summary.id, file.name)
-            client.fetch(status.id, "db", path)
+                status = self._client.patch(rows.summary.id, file.name)
+            self._client.fetch(status.id, "db", path)
             return status.id
         except TarLikeError:
             return ""
-        finally:
-            self._done(client)
-
-    def _done(self, client: Client) -> None:
-        self.carried += client.carried
-        client.close()
 
 
 def _given(order: Order) -> Iterator[int]:

@@ -18,11 +18,9 @@ from tar_like.codec import REASONS
 from tar_like.errors import (
     AnswersInvalid,
     Conflict,
-    Forbidden,
     Interrupted,
     NotFound,
     TarLikeError,
-    Unauthorized,
     UsageError,
     counted,
     shown,
@@ -39,7 +37,7 @@ from tar_like.upload.presence import presence
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
 from tar_like.upload.rehearse import Rehearsal
-from tar_like.wire import COMMITTING, COMPLETE, LOOKING, OPEN, Failure, Look, Status, bits_missing
+from tar_like.wire import COMMITTING, COMPLETE, OPEN, Failure, Status, bits_missing
 
 ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
@@ -77,39 +75,11 @@ class UploadSummary:
     interrupted: bool = False
 
 
-def still_there(options: UploadOptions, look: Look) -> Status | None:
-    """The tree of the receiver's last commit once more: complete, if a look found it in place.
-
-    Otherwise it is to be sent as any tree; None, or a status that is not ``complete``.
-    """
-    client = options.client(0)
-    try:
-        while True:
-            status = client.again(look, options.rules)
-            if status is None or status.state != LOOKING:
-                return status
-    except (Forbidden, NotFound):
-        return None
-    finally:
-        client.close()
-
-
-def begin_look(options: UploadOptions) -> Look | None:
-    """Have a receiver look at its destination; None when it does not do that for us."""
-    client = options.client(0)
-    try:
-        return client.look()
-    except (Forbidden, Unauthorized):
-        return None  # whoever may not ask this may send all the same
-    finally:
-        client.close()
-
-
 class PatchGone(Exception):
     """A patch does not lead to the tree (any more): the whole index is to be offered."""
 
     carried = 0
-    """Bytes that went over the wire for it."""
+    """Bytes of blocks that went over the wire for it."""
 
 
 class _PlanAnew(Exception):
@@ -120,9 +90,17 @@ class Upload:
     """One run. ``stop`` may be called from a signal handler."""
 
     def __init__(
-        self, options: UploadOptions, progress: Progress, dispatcher: Dispatcher | None = None
+        self,
+        options: UploadOptions,
+        progress: Progress,
+        dispatcher: Dispatcher | None = None,
+        client: Client | None = None,
     ) -> None:
-        """Without a dispatcher, processes on this machine send the blocks."""
+        """Without a dispatcher, processes on this machine send the blocks.
+
+        A ``client`` that is given goes on, and stays open; what it has carried counts.
+        """
+        self._client = client
         self._options = options
         self._progress = progress
         self._dispatcher = dispatcher or LocalDispatcher(options)
@@ -146,13 +124,13 @@ class Upload:
             self.summary.transfer = index.id
             self.summary.entries = index.entry_count
             self._note_unreadable(index)
-            client = options.client(0)
+            client = self._client or options.client(0)
             try:
                 self._plan_and_send(client, index, folder)
             except Interrupted:
                 self.summary.interrupted = True
             except PatchGone as gone:
-                gone.carried = self.summary.wire_bytes + client.carried
+                gone.carried = self.summary.wire_bytes
                 raise
             except (NotFound, AnswersInvalid) as error:
                 if self._options.patch_of:
@@ -160,7 +138,8 @@ class Upload:
                 raise Conflict(f"{error} {_BETWEEN}") from None
             finally:
                 self.summary.wire_bytes += client.carried
-                client.close()
+                if client is not self._client:
+                    client.close()
                 self._dispatcher.close(self.summary.state)
         return self.summary
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tar_like import digest
@@ -79,16 +79,7 @@ def check_rows(index: Index, leaf: TakeLeaf | None = None) -> str:
     if index.algorithm not in _HASH_SIZES:
         raise IndexInvalid("The index names an unknown digest.")
     identity = Identity(index.algorithm, lambda entry_id: _first(index, entry_id), leaf)
-    rows = _Rows(_HASH_SIZES[index.algorithm])
-    entries = index.entries(-(1 << 63))
-    while chunk := list(itertools.islice(entries, CHUNK)):
-        rows.check(chunk)
-        identity.add(chunk)
-    if rows.count == 0:
-        raise IndexInvalid("The index has no root.")
-    if str(rows.count) != str(index.entry_count):
-        raise IndexInvalid("The index does not hold as many entries as it says.")
-    _check_segments(index)
+    check_entries(index, identity.add)
     for path, name, value in _xattrs(index):
         identity.add_xattr(path, name, value)
     for path, kind, detail in index.skipped():
@@ -96,6 +87,20 @@ def check_rows(index: Index, leaf: TakeLeaf | None = None) -> str:
             raise IndexInvalid("A name that was skipped cannot be.")
         identity.add_skipped(path, kind)
     return identity.id()
+
+
+def check_entries(index: Index, take: Callable[[list[Entry]], None] = lambda _: None) -> None:
+    """Check its entries and their segments; each is taken. Raises IndexInvalid."""
+    rows = _Rows(_HASH_SIZES[index.algorithm])
+    entries = index.entries(-(1 << 63))
+    while chunk := list(itertools.islice(entries, CHUNK)):
+        rows.check(chunk)
+        take(chunk)
+    if rows.count == 0:
+        raise IndexInvalid("The index has no root.")
+    if str(rows.count) != str(index.entry_count):
+        raise IndexInvalid("The index does not hold as many entries as it says.")
+    _check_segments(index)
 
 
 def _named(path: bytes) -> str:
