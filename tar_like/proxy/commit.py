@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,14 +37,22 @@ from tar_like.proxy.doubt import distrust
 from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
-from tar_like.proxy.ledger import LANDED, UNSYNCED, plan_of, whole_ledger
-from tar_like.proxy.look import carry_over, version_of_ledger
+from tar_like.proxy.ledger import (
+    LANDED,
+    UNSYNCED,
+    add_indexes,
+    plan_of,
+    version_of,
+    whole_ledger,
+)
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
-from tar_like.proxy.patch import is_patch, patch_of
+from tar_like.proxy.patch import is_outdated, is_patch, patch_of
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
+from tar_like.proxy.recall import carry_over
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
 from tar_like.proxy.seal import broken, text_of
+from tar_like.proxy.sights import Changes
 from tar_like.proxy.snapshot import Snapshot, base_of
 from tar_like.proxy.verified import Verified
 from tar_like.proxy.verify import Twin, read_back, units
@@ -52,7 +61,7 @@ from tar_like.wire import COMPLETE, Failure, Status
 
 RANGE = 1024
 """Entries that are put in place as one task."""
-INLINE = 2000
+INLINE = 5000
 """Transfers of fewer entries are committed in one process."""
 
 
@@ -84,8 +93,10 @@ def _take_lock(path: str) -> int:
 
 def _commit(destination: Destination, transfer_id: str, jobs: int) -> Outcome | None:
     path = destination.transfer(transfer_id)
-    if name := broken(path):
+    name = broken(path)
+    if name:
         sys.stderr.write(f"tar-like: {text_of(name)}\n")
+    if name or is_outdated(path):
         destination.discard(path)
         return None  # whoever waits finds no such transfer; a sender that runs again offers it
     with contextlib.closing(_Commit(destination, transfer_id, jobs)) as commit:
@@ -302,7 +313,8 @@ class _Commit:
         failures = directories.make()
         count = self._index.entry_count
         ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))
-        landed = _new_database(self._landed(), LANDED)
+        _remove(self._landed)
+        landed = _new_database(self._landed, LANDED)
         landed.execute(_NAMED)
         named = ((one,) for one in self._index.linked())
         landed.executemany("INSERT INTO named VALUES (?)", named)
@@ -358,10 +370,10 @@ class _Commit:
             and landed.execute(query, (entry_id,)).fetchone() is None
         }
 
+    @property
     def _landed(self) -> str:
-        path = os.path.join(self._path, "landed.db")
-        _remove(path)
-        return path
+        """The file that says what has got its name."""
+        return os.path.join(self._path, "landed.db")
 
     def _finish(self, failures: list[Failure]) -> None:
         """Names are in place: sync, then say so."""
@@ -373,6 +385,7 @@ class _Commit:
             self._snapshot.switch()
             self._sync()
         folder = self._destination.temporary()
+        before = version_of(self._destination.ledger)
         if self._patch is None or self._patch.fits(self._destination.ledger):
             self._write_ledger(folder)  # else it was published before a crash
         for transfer_id in (self._id, *([self._patch.tree] if self._patch else ())):
@@ -380,45 +393,65 @@ class _Commit:
             with open(report, "wb") as file:
                 file.write(replace(self._report(failures), id=transfer_id).to_json())
             self._destination.durability.publish(report, self._destination.report(transfer_id))
+        changes = self._changes()
         self._destination.drop_old_reports()
         for path in self._destination.unfinished():
             if path != self._path and is_patch(path):
                 self._destination.discard(path)  # a difference to what there is no more
         self._destination.discard(self._path)
+        # It is complete, and whoever waits for it knows: the rest is for those who come later.
         self._destination.discard(self._destination.donors_folder(self._id))
         self._destination.discard(folder)
+        if changes is not None:
+            # Whatever goes wrong, the next look takes longer, no more.
+            with contextlib.suppress(OSError, ValueError, struct.error):
+                carry_over(self._destination, before, changes)
+
+    def _changes(self) -> Changes | None:
+        """What this has changed in the directories of which something is remembered."""
+        if self._patch is None:
+            return None
+        try:
+            return self._patch.changes(self._landed)
+        except (OSError, sqlite3.Error):
+            return None
 
     def _write_ledger(self, folder: str) -> None:
         """Say what is at the destination from now on."""
-        ledger, landed = os.path.join(folder, "ledger.db"), os.path.join(self._path, "landed.db")
+        ledger = os.path.join(folder, "ledger.db")
+        self._fill_ledger(ledger)
+        try:
+            add_indexes(ledger)
+        except sqlite3.Error:  # no room to sort, say: they are there for speed alone
+            os.unlink(ledger)
+            self._fill_ledger(ledger)
+        with contextlib.closing(connect(ledger, "ro")) as db:
+            self._forget_chunks(db)
+        self._destination.durability.publish(ledger, self._destination.ledger)
+
+    def _fill_ledger(self, path: str) -> None:
         if self._patch is not None:
-            self._patch.merge(self._destination.ledger, ledger, landed)
+            self._patch.merge(self._destination.ledger, path, self._landed)
         else:
-            whole_ledger(ledger, self._path, landed)
-        db = connect(ledger)
-        db.execute("PRAGMA journal_mode=OFF")
-        db.execute("PRAGMA synchronous=OFF")
-        db.execute("BEGIN")
+            whole_ledger(path, self._path, self._landed)
         algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot, "landed": algorithm}
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
-        db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
         if not self._destination.durability.lasts:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (UNSYNCED, machine().hex()))
-        db.execute("COMMIT")
-        self._forget_chunks(db)
-        db.close()
-        before = version_of_ledger(self._destination)
-        self._destination.durability.publish(ledger, self._destination.ledger)
-        if self._patch is not None:
-            with contextlib.suppress(OSError):  # the next look takes longer, no more
-                carry_over(self._destination, before, self._patch.folders())
+            meta[UNSYNCED] = machine().hex()
+        with contextlib.closing(connect(path)) as db:
+            db.execute("PRAGMA journal_mode=OFF")
+            db.execute("PRAGMA synchronous=OFF")
+            db.execute("BEGIN")
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+            if self._patch is None:
+                db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
+            db.execute("COMMIT")
 
     def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
         """Keep the lists of chunks of files that are in place."""
         query = (
-            "SELECT lower(hex(digest)) FROM landed JOIN entry ON id = entry_id "
-            "WHERE size BETWEEN ? AND ?"
+            "SELECT lower(hex(digest)) FROM entry CROSS JOIN landed ON entry_id = id "
+            "WHERE kind = 'f' AND size BETWEEN ? AND ?"
         )
         rows = ledger.execute(query, (SMALLEST_FILE, LARGEST_FILE))
         ChunkCache(self._destination.chunks).keep(row[0] for row in rows)

@@ -17,12 +17,14 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from tar_like.database import attach, connect, connect_readonly, scratch
 from tar_like.index import Index
 from tar_like.layout import sort_key
 from tar_like.proxy.durable import machine, may_be_lost
+from tar_like.proxy.rows import Rows
 
 LANDED = """CREATE TABLE landed (
   entry_id INTEGER PRIMARY KEY,
@@ -43,10 +45,25 @@ LEAVES = "leaves.db"
 OF_LEDGER = ("landed", "newest", "plan", "snapshot", "unsynced", "offsets")
 """What a ledger says of itself that an index does not."""
 UNSYNCED, OFFSETS = "unsynced", "offsets"
-_FILES = """
-SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
+_BY_PATH = """
+SELECT e.id, e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM entry e JOIN landed l ON l.entry_id = e.id
 """
+_BY_DIGEST = """
+SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
+FROM temp.wanted w CROSS JOIN landed l ON substr(l.digest, 1, 8) = substr(w.digest, 1, 8)
+CROSS JOIN entry e ON e.id = l.entry_id WHERE l.digest = w.digest AND e.size > 0
+"""
+_LEAVES = """
+SELECT directory, first, names, digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number
+"""
+_DIGESTS = "SELECT digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number"
+INDEXES = {
+    "file_by_size": "entry (size, mtime) WHERE kind = 'f'",
+    "landed_by_digest": "landed (substr(digest, 1, 8))",
+}
+"""By name: what a file is looked for by when it may be what a new tree lacks. A ledger that an
+earlier version has left has none, and is read through."""
 _DIFFERENT = """
 SELECT e.id FROM idx.entry e LEFT JOIN ledger.entry o ON o.id = e.id + ?1
 WHERE e.id >= ?2 AND o.path IS NOT e.path ORDER BY e.id LIMIT 1
@@ -148,39 +165,61 @@ class Ledger:
 
     def with_paths(self, wanted: Iterable[bytes]) -> Iterator[Row]:
         """Its files at these paths, as far as they can be read."""
-        return self._matching(f"{_FILES} WHERE e.path IN temp.wanted AND e.size > 0", wanted)
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.DatabaseError, TypeError, ValueError):
+            rows = Rows(self._db, _BY_PATH)
+            for path in wanted:
+                found = rows.entry(path)
+                if found is not None and found[1 + Row._fields.index("size")]:
+                    yield Row._make(found[1:])
 
     def with_digests(self, wanted: Iterable[bytes]) -> Iterator[Row]:
         """Its files that have one of these digests, as far as they can be read."""
-        return self._matching(f"{_FILES} WHERE l.digest IN temp.wanted AND e.size > 0", wanted)
-
-    def leaves(self) -> Iterator[LeafRow]:
-        """The leaves of its index, in order; none where they are not known.
-
-        Raises sqlite3.Error.
-        """
-        if self._db is None:
-            return
-        query = "SELECT 1 FROM sqlite_schema WHERE name = 'leaf'"
-        if self._db.execute(query).fetchone() is not None:
-            query = "SELECT directory, first, names, digest FROM leaf ORDER BY number"
-            yield from map(LeafRow._make, self._db.execute(query))
-
-    def _matching(self, query: str, wanted: Iterable[bytes]) -> Iterator[Row]:
         if self._db is None:
             return
         with contextlib.suppress(sqlite3.DatabaseError):
             self._db.execute("DROP TABLE IF EXISTS temp.wanted")
-            self._db.execute("CREATE TEMP TABLE wanted (value BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._db.execute("CREATE TEMP TABLE wanted (digest BLOB PRIMARY KEY) WITHOUT ROWID")
             self._db.executemany(
                 "INSERT OR IGNORE INTO wanted VALUES (?)", ((one,) for one in wanted)
             )
-            yield from map(Row._make, self._db.execute(query))
+            yield from map(Row._make, self._db.execute(_BY_DIGEST))
+
+    def leaves(self, first: int = 0, stop: int = 1 << 62) -> Iterator[LeafRow]:
+        """The leaves of its index, by their numbers in its order; none where they are not known.
+
+        Raises sqlite3.Error.
+        """
+        return map(LeafRow._make, self._of_leaves(_LEAVES, first, stop))
+
+    def digests(self, first: int, stop: int) -> list[bytes]:
+        """The digests of leaves. Raises sqlite3.Error."""
+        return [digest for (digest,) in self._of_leaves(_DIGESTS, first, stop)]
+
+    def _of_leaves(self, query: str, first: int, stop: int) -> Iterable[tuple[Any, ...]]:
+        if self._db is None or not self._has_leaves:
+            return ()
+        return self._db.execute(query, (first, stop))
+
+    @cached_property
+    def _has_leaves(self) -> bool:
+        query = "SELECT 1 FROM sqlite_schema WHERE name = 'leaf'"
+        return self._db is not None and self._db.execute(query).fetchone() is not None
 
     def close(self) -> None:
         """Close the file."""
         if self._db is not None:
             self._db.close()
+
+
+def version_of(path: str) -> str:
+    """Which file of the ledger there is; empty for none."""
+    try:
+        st = os.stat(path)
+    except OSError:
+        return ""
+    return f"{st.st_ino}-{st.st_mtime_ns}-{st.st_size}"
 
 
 def plan_of(path: str) -> str:
@@ -225,6 +264,20 @@ def whole_ledger(path: str, folder: str, landed: str) -> None:
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def add_indexes(path: str) -> None:
+    """Have what files are found by in a ledger that is new. Of no use any more where it fails.
+
+    Raises sqlite3.Error.
+    """
+    with contextlib.closing(connect(path)) as db:
+        db.execute("PRAGMA journal_mode=OFF")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("BEGIN")
+        for name, columns in INDEXES.items():
+            db.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {columns}")
+        db.execute("COMMIT")
 
 
 class Comparison:

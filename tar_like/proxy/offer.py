@@ -13,8 +13,8 @@ from tar_like.index import Index, validate
 from tar_like.proxy.folding import check_names, folding
 from tar_like.proxy.furnish import furnish
 from tar_like.proxy.ledger import LEAVES, LeafRow, write_leaves
-from tar_like.proxy.look import reopened
 from tar_like.proxy.place import Destination
+from tar_like.proxy.reissue import reissue
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 
@@ -42,7 +42,7 @@ def reopen(destination: Destination, transfer_id: str) -> None:
     """
     folder = destination.temporary()
     try:
-        reopened(destination, folder)
+        reissue(destination, folder)
         open_transfer(destination, transfer_id, folder)
     finally:
         destination.discard(folder)

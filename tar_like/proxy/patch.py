@@ -2,8 +2,9 @@
 
     patch.db = at(entry_id, ...)          where in the ledger the entries of the index belong
              + gone(base_id, path, kind)  names of the ledger that the tree has no more
-             + leaf(...)                  the leaves of the whole tree
-             + meta                       tree, base, plan (of the base), entries
+             + leaf(...)                  the leaves of the tree that the ledger lacks
+             + run(number, base, leaves)  the others: where they are in the tree, and in the ledger
+             + meta                       version, tree, plan (of the base), entries
 
 A transfer with a patch has an index of its own: the entries that are new or not as they were, and
 the directories that lead to them. What it does not name stays as the ledger says, so it is a
@@ -15,15 +16,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator
 
 from tar_like.database import attach, connect, scratch
 from tar_like.index import schema
-from tar_like.layout import DIRECTORY
+from tar_like.layout import DIRECTORY, FILE
 from tar_like.proxy.deletion import Extra
 from tar_like.proxy.ledger import LANDED, LEAF, OFFSETS, plan_of
+from tar_like.proxy.sights import Change, Changes, Numbers, numbers_of_folder
 
-NAME = "patch.db"
+NAME, VERSION = "patch.db", "2"
 AT = """CREATE TABLE at (
   entry_id INTEGER PRIMARY KEY,
   base_id INTEGER,
@@ -33,13 +36,15 @@ AT = """CREATE TABLE at (
 """``base_id`` is null for what is new: it comes after the entry ``after`` of the ledger. What is
 ``same`` only leads to others."""
 GONE = "CREATE TABLE gone (base_id INTEGER PRIMARY KEY, path BLOB NOT NULL, kind TEXT NOT NULL)"
+RUN = (
+    "CREATE TABLE run (number INTEGER PRIMARY KEY, base INTEGER NOT NULL, leaves INTEGER NOT NULL)"
+)
 _META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 # Where no name has come or gone: every entry has the number that it had.
 _IN_PLACE = """
-CREATE TEMP TABLE mine AS SELECT base_id AS id, entry_id FROM patch.at;
+CREATE TEMP TABLE mine AS SELECT base_id AS id, entry_id FROM patch.at WHERE NOT same;
 DELETE FROM main.landed WHERE entry_id IN (SELECT id FROM mine);
 DELETE FROM main.segment WHERE entry_id IN (SELECT id FROM mine);
-DELETE FROM main.leaf;
 """
 # Else all are numbered anew, those that stay (old) and those that are new.
 _MOVED = """
@@ -56,7 +61,7 @@ INSERT INTO main.entry
 SELECT p.id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash, ctime, ino, token
 FROM places p CROSS JOIN idx.entry e ON e.id = p.new WHERE p.old IS NULL;
 CREATE TEMP TABLE mine AS
-SELECT p.id, a.entry_id FROM patch.at a JOIN places p ON p.old = a.base_id
+SELECT p.id, a.entry_id FROM patch.at a JOIN places p ON p.old = a.base_id WHERE NOT a.same
 UNION ALL SELECT id, new FROM places WHERE old IS NULL;
 INSERT INTO main.landed SELECT p.id, digest, ino, ctime
 FROM base.landed t CROSS JOIN places p ON p.old = t.entry_id
@@ -64,6 +69,7 @@ WHERE p.id NOT IN (SELECT id FROM mine);
 INSERT INTO main.segment SELECT p.id, start, stop
 FROM base.segment t CROSS JOIN places p ON p.old = t.entry_id
 WHERE p.id NOT IN (SELECT id FROM mine);
+INSERT INTO main.leaf SELECT * FROM base.leaf;
 INSERT INTO main.meta SELECT key, value FROM base.meta;
 """
 _MERGE = """
@@ -75,15 +81,41 @@ WHERE id IN (SELECT id FROM mine);
 INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
 FROM source.landed l JOIN mine m USING (entry_id) WHERE l.digest != x'';
 INSERT INTO main.segment SELECT m.id, s.start, s.stop
-FROM idx.segment s JOIN mine m USING (entry_id);
-INSERT INTO main.leaf SELECT * FROM patch.leaf;
+FROM idx.segment s JOIN mine m USING (entry_id)
 """
+
+# The leaves are those of the base until now.
+_LEAVES_STAY = """
+SELECT NOT EXISTS (SELECT 1 FROM patch.run WHERE number != base)
+AND (SELECT count(*) FROM main.leaf)
+  = (SELECT count(*) FROM patch.leaf) + (SELECT coalesce(sum(leaves), 0) FROM patch.run)
+"""
+_LEAVES_IN_PLACE = "INSERT OR REPLACE INTO main.leaf SELECT * FROM patch.leaf"
+_LEAVES_MOVED = """
+CREATE TEMP TABLE former AS SELECT * FROM main.leaf;
+CREATE UNIQUE INDEX temp.former_by_number ON former (number);
+DELETE FROM main.leaf;
+INSERT INTO main.leaf SELECT * FROM patch.leaf
+UNION ALL SELECT r.number + l.number - r.base, l.directory, l.first, l.names, l.digest
+FROM patch.run r CROSS JOIN temp.former l ON l.number >= r.base AND l.number < r.base + r.leaves
+"""
+_PLACED = """
+SELECT e.path, e.kind, e.mode, e.mtime, e.size, e.uid, e.gid, l.ino, l.ctime
+FROM main.at a JOIN idx.entry e ON e.id = a.entry_id
+LEFT JOIN source.landed l ON l.entry_id = e.id WHERE NOT a.same
+"""
+
+_NEWEST = """
+UPDATE main.meta SET value = max(CAST(value AS INTEGER), (SELECT max(mtime) FROM idx.entry))
+WHERE key = 'newest'
+"""
+"""Not less than it was: nobody knows whether what was the newest is there still."""
 
 
 def create(path: str) -> sqlite3.Connection:
     """A new file to be filled, in a transaction that is open."""
     db = scratch(path)
-    for table in (_META, AT, GONE, LEAF):
+    for table in (_META, AT, GONE, LEAF, RUN):
         db.execute(table)
     return db
 
@@ -110,25 +142,50 @@ class Patch:
         """The plan that the ledger is of which this is a difference to."""
         self.entries = int(meta["entries"])
         """Of the whole tree."""
+        self.usable = meta.get("version") == VERSION
+        """Not left by another version of this program."""
 
     def fits(self, ledger: str) -> bool:
         """Whether this is a difference to a ledger."""
         return bool(plan_of(ledger) == self.base)
 
-    def folders(self) -> set[bytes]:
-        """The directories in which anything is to be changed, or which are gone."""
+    def changes(self, landed: str) -> Changes:
+        """What its commit has changed in the directories of the tree.
+
+        ``landed`` is a file with that table. Raises sqlite3.Error.
+        """
+        gone: dict[bytes, list[bytes]] = {}
+        placed: dict[bytes, dict[bytes, Numbers]] = {}
+        untold, lost, folders = set[bytes](), set[bytes](), set[bytes]()
         db = connect(self.path, "ro")
         try:
+            for path, kind in db.execute("SELECT path, kind FROM gone"):
+                folder, _, name = path.rpartition(b"/")
+                gone.setdefault(folder, []).append(name)
+                if kind == DIRECTORY:
+                    lost.add(path)
             attach(db, os.path.join(self._path, "index.db"), "idx")
-            paths = db.execute(
-                "SELECT path FROM at JOIN idx.entry e ON e.id = entry_id WHERE NOT same "
-                "UNION ALL SELECT path FROM gone"
-            )
-            found = {path.rpartition(b"/")[0] for (path,) in paths}
-            gone = db.execute("SELECT path FROM gone WHERE kind = ?", (DIRECTORY,))
-            return found.union(path for (path,) in gone)
+            attach(db, landed, "source")
+            for path, kind, mode, mtime, size, uid, gid, ino, ctime in db.execute(_PLACED):
+                folder, _, name = path.rpartition(b"/")
+                if kind == DIRECTORY:
+                    folders.add(path)
+                else:
+                    lost.add(path)  # it may have been a directory
+                if kind == DIRECTORY:
+                    numbers = numbers_of_folder(mtime, stat.S_IFDIR | mode, uid, gid)
+                elif kind == FILE and ino is not None:
+                    numbers = ino, ctime, mtime, size, stat.S_IFREG | mode, uid, gid
+                else:
+                    untold.add(folder)
+                    continue
+                placed.setdefault(folder, {})[name or b"."] = numbers
         finally:
             db.close()
+        told = (gone.keys() | placed.keys()) - lost - untold
+        of: dict[bytes, Change | None] = dict.fromkeys(untold | lost)
+        of.update((one, (gone.get(one, ()), placed.get(one, {}))) for one in told)
+        return Changes(of=of, gone=lost, folders=folders)
 
     def gone(self) -> Iterator[Extra]:
         """What is to be deleted, in canonical order."""
@@ -170,6 +227,9 @@ class Patch:
                 db.execute(LEAF)
             for statement in ((_MOVED if self._structural else _IN_PLACE) + _MERGE).split(";"):
                 db.execute(statement)
+            (stay,) = db.execute(_LEAVES_STAY).fetchone()
+            for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
+                db.execute(statement)
             self._describe(db)
             db.execute("COMMIT")
         finally:
@@ -188,6 +248,16 @@ class Patch:
             OFFSETS: "stale",
         }
         db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
+        db.execute(_NEWEST)
+
+
+def is_outdated(path: str) -> bool:
+    """Whether a transfer has a patch that another version of this program has left.
+
+    Raises sqlite3.Error.
+    """
+    found = patch_of(path)
+    return found is not None and not found.usable
 
 
 def is_patch(path: str) -> bool:

@@ -13,8 +13,8 @@ import contextlib
 import os
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise, repeat
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from blake3 import blake3
@@ -27,16 +27,19 @@ from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import Numbering
 from tar_like.index.reader import PATCH_OF
-from tar_like.index.validation import check_rows
+from tar_like.index.validation import check_entries
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
 from tar_like.proxy.folding import folding
+from tar_like.proxy.former import Former
 from tar_like.proxy.ledger import LeafRow, Ledger
 from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
-from tar_like.proxy.rows import ID, PATH, Rows
+from tar_like.proxy.recall import exact_sights
+from tar_like.proxy.rows import ID, PATH, Row, Rows
 from tar_like.proxy.seal import broken
+from tar_like.proxy.sights import Sight
 from tar_like.source import Found, Skipped, Wanted
 from tar_like.source.stretch import BITS, FORMAT, KINDS
 from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
@@ -46,6 +49,10 @@ BODY = "body"
 """The name of the file that a patch arrives in."""
 _MAX_HEAD, _MAX_LEAF = 8 << 20, 4 << 20
 WHOLE = "offer the whole index"
+_DIGESTS = 4096
+"""Leaves whose digests are held in memory."""
+_NO_LEAVES = "The patch takes leaves that there are not."
+_ONLY_WHOLE = "The patch has what only a whole index may have."
 
 
 class Given(NamedTuple):
@@ -83,19 +90,21 @@ class _Leaf(NamedTuple):
     inos: Sequence[int]
     segments: dict[int, list[tuple[int, int]]]
     """By position: the ranges of a sparse file that hold data."""
+    columns: list[tuple[int, ...]]
+    """Modes, sizes, mtimes, uids, gids."""
 
-    def rows(self) -> Iterator[tuple[bytes, tuple[Any, ...], int, int, Sequence[tuple[int, int]]]]:
-        """Name, what Given has of it, ctime, inode and segments. Raises IndexInvalid."""
-        modes, sizes, mtimes, uids, gids = self.leaf.columns
-        kinds = [KINDS.get(mode & FORMAT, "") for mode in modes]
-        if "" in kinds or self.leaf.firsts or self.leaf.hashes:
-            raise IndexInvalid("The patch has what only a whole index may have.")
-        positions = range(len(kinds))
-        targets = map(self.leaf.targets.get, positions, repeat(b""))
-        bits = [mode & BITS for mode in modes]
-        values = zip(kinds, sizes, bits, mtimes, uids, gids, targets, strict=False)
-        segments = map(self.segments.get, positions, repeat(()))
-        return zip(self.leaf.names, values, self.ctimes, self.inos, segments, strict=False)
+    def at(self, position: int) -> Given:
+        """What is at a position, as if it were new. Raises IndexInvalid."""
+        mode, size, mtime, uid, gid = (column[position] for column in self.columns)
+        kind = KINDS.get(mode & FORMAT)
+        if kind is None:
+            raise IndexInvalid(_ONLY_WHOLE)
+        target = self.leaf.targets.get(position, b"")
+        return Given(
+            (kind, size, mode & BITS, mtime, uid, gid, target),
+            self.ctimes[position], self.inos[position], None,
+            segments=self.segments.get(position, ()),
+        )  # fmt: skip
 
 
 def _read_leaf(file: BinaryIO) -> _Leaf:
@@ -107,7 +116,7 @@ def _read_leaf(file: BinaryIO) -> _Leaf:
         data = file.read(length)
         leaf = Leaf.unpack(data)
         count = len(leaf.names)
-        if b"/" in b"".join(leaf.names) or any(one >= two for one, two in pairwise(leaf.names)):
+        if b"/" in b"".join(leaf.names) or leaf.names != sorted(set(leaf.names)):
             raise ValueError
         ctimes, inos = (struct.unpack(f"<{count}q", file.read(8 * count)) for _ in range(2))
         segments: dict[int, list[tuple[int, int]]] = {}
@@ -119,8 +128,19 @@ def _read_leaf(file: BinaryIO) -> _Leaf:
             segments.setdefault(position, []).append((start, stop))
     except (ValueError, struct.error):
         raise IndexInvalid("The patch is damaged.") from None
+    if leaf.firsts or leaf.hashes:
+        raise IndexInvalid(_ONLY_WHOLE)
     row = LeafRow(leaf.directory, leaf.names[0], count, blake3(data).digest())
-    return _Leaf(leaf, row, ctimes, inos, segments)
+    return _Leaf(leaf, row, ctimes, inos, segments, leaf.columns)
+
+
+def _with_parents(directories: set[bytes]) -> set[bytes]:
+    found = set[bytes]()
+    for path in directories:
+        while path not in found:
+            found.add(path)
+            path = path.rpartition(b"/")[0]
+    return found
 
 
 def _check_room(names: int) -> None:
@@ -170,11 +190,12 @@ def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> 
         except sqlite3.Error:
             raise Conflict(f"The ledger cannot be read: {WHOLE}.") from None
         try:
-            _Patching(base, head, tree, folder).write(file)
+            recall = partial(exact_sights, destination, seen.ledger)
+            _Patching(base, head, tree, folder, recall).write(file)
         finally:
             base.close()
     os.unlink(body)
-    if broken(final):
+    if broken(final) or patch.is_outdated(final):
         destination.discard(final)
     with contextlib.suppress(FileNotFoundError):  # of when these two trees followed each other last
         os.unlink(destination.report(transfer_id))
@@ -198,7 +219,7 @@ class _Base:
     def __init__(self, path: str, index_id: str) -> None:
         """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
         self._ledger = ledger = Ledger(path)
-        self.plan, self.leaves = ledger.plan, ledger.leaves
+        self.plan, self.leaves, self.digests = ledger.plan, ledger.leaves, ledger.digests
         self._db = connect_readonly(path)
         self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
         if (
@@ -233,7 +254,13 @@ _VALUES, _CTIME, _INO = slice(2, 9), 9, 10
 class _Patching:
     """One patch on its way into a transfer's folder."""
 
-    def __init__(self, base: _Base, head: PatchHead, tree: str, folder: str) -> None:
+    def __init__(
+        self, base: _Base, head: PatchHead, tree: str, folder: str,
+        recall: Callable[[Collection[bytes]], dict[bytes, Sight]],
+    ) -> None:  # fmt: skip
+        """``recall`` gives what is remembered of the base's directories, where it is exact."""
+        self._recall = recall
+        self._sights: dict[bytes, Sight] = {}
         self._base = base
         self._head = head
         self._tree = tree
@@ -242,13 +269,21 @@ class _Patching:
         """What is new or changed, and the directories that lead there, by path."""
         self._gone: dict[bytes, tuple[int, str]] = {}
         """Ledger's id and kind of what the tree has no more, by path."""
-        self._given: list[_Leaf] = []
+        self._lost: set[bytes] = set()
+        """What is no directory any more."""
+        self._given: dict[int, _Leaf] = {}
+        """Leaves that the ledger lacks, by their numbers in the tree."""
+        self._runs: list[tuple[int, int, int]] = []
+        """The others: a number in the tree, that in the ledger, and how many follow each other."""
 
     def write(self, file: BinaryIO) -> None:
         """Raises Conflict, IndexInvalid, OSError."""
         dropped, tree = self._compose(file)
         if tree != self._tree:
             raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
+        known = _with_parents({leaf.directory for leaf in dropped})  # not of what is only given
+        known.update(one.leaf.directory for one in self._given.values())
+        self._sights = self._recall(known)
         self._lead_to(b"/")
         self._check_order()
         self._compare(dropped)
@@ -263,50 +298,52 @@ class _Patching:
 
     def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], str]:
         """The leaves of the ledger that the tree lacks, and the tree's id. The others are kept."""
-        identity, dropped, room = Identity(NO_HASH), list[LeafRow](), MOST_PATCHED
-        base, last = self._base.leaves(), 0
-        for item in self._head.order:
+        identity, dropped = Identity(NO_HASH), list[LeafRow]()
+        room, last, number = MOST_PATCHED, 0, 0
+        for item in [*self._head.order, (1 << 62, 1 << 62)]:
             if isinstance(item, int):
                 for _ in range(item):
                     one = _read_leaf(file)
                     room -= one.row.names + sum(map(len, one.segments.values()))
                     _check_room(room)
-                    self._given.append(one)
+                    self._given[number] = one
                     identity.add_leaf(*one.row)
+                    number += 1
                 continue
             first, stop = item
-            if not last <= first < stop:
-                raise IndexInvalid("The patch takes leaves that there are not.")
-            for leaf in islice(base, first - last):
+            for leaf in self._base.leaves(last, first):
                 room -= leaf.names
                 _check_room(room)
                 dropped.append(leaf)
-            last = first
-            for leaf in islice(base, stop - first):
-                identity.add_leaf(*leaf)
-                last += 1
-            if last != stop:
-                raise IndexInvalid("The patch takes leaves that there are not.")
-        for leaf in base:
-            room -= leaf.names
-            _check_room(room)
-            dropped.append(leaf)
+            if first < stop:
+                if first < last:
+                    raise IndexInvalid(_NO_LEAVES)
+                self._take_run(first, stop, identity)
+                self._runs.append((number, first, stop - first))
+                number, last = number + stop - first, stop
         return dropped, identity.id()
+
+    def _take_run(self, first: int, stop: int, identity: Identity) -> None:
+        """Leaves that the ledger and the tree have. Raises IndexInvalid."""
+        for start in range(first, stop, _DIGESTS):
+            digests = self._base.digests(start, min(stop, start + _DIGESTS))
+            if len(digests) != min(stop - start, _DIGESTS):
+                raise IndexInvalid(_NO_LEAVES)
+            identity.add_digests(digests)
 
     def _sequence(self) -> Iterator[LeafRow]:
         """The leaves of the tree, in order."""
-        base, given, last = self._base.leaves(), iter(self._given), 0
-        for item in self._head.order:
-            if isinstance(item, int):
-                yield from (one.row for one in islice(given, item))
+        runs = {number: (first, first + count) for number, first, count in self._runs}
+        for number in sorted([*runs, *self._given]):
+            if number in runs:
+                yield from self._base.leaves(*runs[number])
             else:
-                yield from islice(base, item[0] - last, item[1] - last)
-                last = item[1]
+                yield self._given[number].row
 
     def _check_order(self) -> None:
         """Leaves of one directory follow each other, so that they say where a row belongs."""
-        names = {id(one.row): one.leaf.names for one in self._given}
-        touched = {one.row.directory for one in self._given}
+        names = {id(one.row): one.leaf.names for one in self._given.values()}
+        touched = {one.row.directory for one in self._given.values()}
         before: dict[bytes, LeafRow] = {}
         for leaf in self._sequence():
             if leaf.directory not in touched:
@@ -328,30 +365,33 @@ class _Patching:
                 raise IndexInvalid("The patch has leaves that are not in order.")
 
     def _compare(self, dropped: list[LeafRow]) -> None:
-        """The rows of leaves that differ, against each other. The hot path."""
-        old: dict[bytes, dict[bytes, tuple[Any, ...]]] = {}
+        """The names of leaves that differ, against each other. The hot path."""
+        old: dict[bytes, list[LeafRow]] = {}
         for leaf in dropped:
-            rows = self._base.rows.names(leaf.directory, leaf.first, leaf.names)
-            old.setdefault(leaf.directory, {}).update((row[PATH], row) for row in rows)
-        found = set[bytes]()
-        for one in self._given:
-            prefix = one.leaf.directory + b"/" if one.leaf.directory else b""
-            known = old.get(one.leaf.directory, {})
-            for name, values, ctime, ino, segments in one.rows():
-                path = prefix + name
-                if path in found:
-                    raise IndexInvalid("The patch has a name twice.")
-                found.add(path)
-                row = known.pop(path, None)
-                if row is None:
-                    self._wanted[path] = Given(
-                        values, ctime, ino, None, self._after(path), segments
-                    )
-                elif row[_VALUES] != values:
-                    self._wanted[path] = Given(values, ctime, ino, row[ID], None, segments)
-        for rows_left in old.values():
-            for path, row in rows_left.items():
-                self._gone[path] = row[ID], row[2]
+            old.setdefault(leaf.directory, []).append(leaf)
+        new: dict[bytes, list[_Leaf]] = {}
+        for one in self._given.values():
+            new.setdefault(one.leaf.directory, []).append(one)
+        for directory in [*new, *(old.keys() - new.keys())]:
+            sight = self._sights.get(directory)
+            before = Former(self._base.rows, directory, old.get(directory, ()), sight)
+            prefix = directory + b"/" if directory else b""
+            for one in new.get(directory, ()):
+                for position, row in before.differing(one.leaf, one.columns):
+                    self._take(prefix + one.leaf.names[position], one.at(position), row)
+            for row in before.left():
+                self._gone[row[PATH]] = row[ID], row[2]
+
+    def _take(self, path: bytes, given: Given, row: Row | None) -> None:
+        """Take up a name that may be other than the ledger's row says."""
+        if path in self._wanted and not self._wanted[path].same:
+            raise IndexInvalid("The patch has a name twice.")
+        if row is None:
+            self._wanted[path] = given._replace(after=self._after(path))
+        elif row[_VALUES] != given.values:
+            self._wanted[path] = given._replace(base_id=row[ID])
+            if row[2] == DIRECTORY and given.values[0] != DIRECTORY:
+                self._lost.add(path)
 
     def _after(self, path: bytes) -> int:
         number = self._base.rows.locate(path)
@@ -361,14 +401,10 @@ class _Patching:
 
     def _check_leaves(self) -> None:
         """Every leaf is of a directory of the tree."""
-        lost = {path for path, (_, kind) in self._gone.items() if kind == DIRECTORY}
-        lost.update(
-            path for path, one in self._wanted.items()
-            if one.base_id is not None and one.values[0] != DIRECTORY
-        )  # fmt: skip
+        lost = self._lost.union(path for path, (_, kind) in self._gone.items() if kind == DIRECTORY)
         if lost and any(leaf.directory in lost for leaf in self._sequence()):
             raise IndexInvalid("The patch has names in a directory that there is not.")
-        for one in self._given:
+        for one in self._given.values():
             self._lead_to(one.leaf.directory + b"/")
 
     def _lead_to(self, path: bytes, *, gone: bool = False) -> None:
@@ -383,7 +419,8 @@ class _Patching:
                 raise IndexInvalid("The patch has names in what is no directory.")
             if gone and path in self._gone:
                 continue
-            row = self._base.rows.entry(path)
+            sight, rows = self._sights.get(path), self._base.rows
+            row = rows.entry(path) if sight is None else rows.near(sight.row, path)
             if row is None or row[2] != DIRECTORY:
                 raise IndexInvalid("The patch has names in what is no directory.")
             self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[ID], same=True)
@@ -414,9 +451,10 @@ class _Patching:
         finally:
             db.close()
         with Index(path, "What was offered") as index:
-            check_rows(index)
+            check_entries(index)
         new = sum(one.base_id is None for one in self._wanted.values())
         meta = {
+            "version": patch.VERSION,
             "tree": self._tree,
             "plan": self._base.plan,
             "entries": str(self._base.rows.count + new - len(self._gone)),
@@ -429,8 +467,9 @@ class _Patching:
             db.executemany("INSERT INTO at VALUES (?, ?, ?, ?)", places)
             gone = ((number, name, kind) for name, (number, kind) in self._gone.items())
             db.executemany("INSERT INTO gone VALUES (?, ?, ?)", gone)
-            leaves = ((number, *leaf) for number, leaf in enumerate(self._sequence()))
+            leaves = ((number, *one.row) for number, one in self._given.items())
             db.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", leaves)
+            db.executemany("INSERT INTO run VALUES (?, ?, ?)", self._runs)
             db.execute("COMMIT")
         finally:
             db.close()

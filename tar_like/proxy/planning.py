@@ -28,6 +28,7 @@ from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
 from tar_like.plan import Plan, build_plan, build_whole_plan
 from tar_like.plan.questions import Answers, Question, Questions, write_questions
+from tar_like.plan.segments import Segments
 from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, strays, survey
 from tar_like.proxy.assemble import Assembler, Provided, Task
@@ -46,6 +47,8 @@ from tar_like.rules import Rules
 
 BATCH_FILES, BATCH_BYTES = 512, 16 << 20
 """What one process does in a row; what is no more than that is done without further processes."""
+FEW, FEW_BYTES = 5000, 16 << 20
+"""What of entries, and of files' bytes, is planned where it is asked for."""
 AHEAD = 4
 """Such batches that wait for each process: what is to be done may be millions of files."""
 MAX_PADDING = 16
@@ -128,8 +131,25 @@ class Planning:
     def _basis(self) -> Basis:
         return basis(self._destination, self._path, Rules.read(self._path))
 
+    def is_easy(self, look: str) -> bool:
+        """Whether little or nothing at the destination will be read for it.
+
+        ``look`` is the token of a look that was taken, if any.
+        """
+        if self._nothing_known:
+            return True
+        looked = os.path.exists(self._file("survey.db")) or find_touched(self._destination, look)
+        return bool(looked) and self._is_small
+
     @property
-    def easy(self) -> bool:
+    def _is_small(self) -> bool:
+        """Whether only a few small files differ."""
+        if patch_of(self._path) is None or self._index.entry_count > FEW:
+            return False
+        return self._index.file_bytes <= FEW_BYTES and not self._index.has_file_of(SMALLEST_FILE)
+
+    @property
+    def _nothing_known(self) -> bool:
         """Whether there is nothing at the destination that could be read."""
         known = os.path.exists(self._file("survey.db")) or os.path.exists(self._basis.ledger)
         if known or self._destination.donors(self._id) or Rules.read(self._path).existing:
@@ -145,7 +165,7 @@ class Planning:
         with held(self._file(PLAN_LOCK)), self._folder() as folder:
             if os.path.exists(self._file("plan.db")):
                 return
-            if self.easy:
+            if self._nothing_known:
                 self._plan_everything(folder, wish)
                 return
             if not os.path.exists(self._file("survey.db")):
@@ -180,7 +200,8 @@ class Planning:
         try:
             twins = set(survey.twins(self._index))
             entries = map(self._index.entry, sorted(twins))
-            twins -= {entry.id for entry in _Sorter(db).left(entries, self._digest_of())}
+            left = _Sorter(db).left(entries, self._digest_of(), Segments(self._index))
+            twins -= {entry.id for entry in left}
             padding = sum(self._index.entry(entry_id).size for entry_id in twins)
             short = padding <= MAX_PADDING * wish.block_size
             if not short or not build_whole_plan(self._index, plan, wish.block_size, twins):
@@ -201,7 +222,7 @@ class Planning:
         temporary, adopted = os.path.join(folder, "survey.db"), os.path.join(folder, adopt.NAME)
         ledger = "" if wish.checksum else self._basis.ledger
         patch = patch_of(self._path)
-        if patch is not None and not patch.fits(ledger):
+        if patch is not None and not (patch.usable and patch.fits(ledger)):
             self._destination.discard(self._path)
             raise FileNotFoundError  # as if it were complete: all of the tree is offered then
         touched, alone = self._touched(ledger, wish.look)
@@ -291,7 +312,8 @@ class Planning:
                     sorter.take(provided)
             if sorter.staged:
                 self._sync()
-            lacking = sorter.left(self._entries(found), self._digest_of())
+            segments = Segments(self._index)
+            lacking = sorter.left(self._entries(found), self._digest_of(), segments)
             build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
             found.close()
             db.execute("COMMIT")
@@ -337,8 +359,9 @@ class Planning:
             by_path = self._bases(wish)
             for entry_id, at_size in found.lacking():
                 entry = self._index.entry(entry_id)
-                same = sources.of(digest_of(entry)) if known else ()
-                if at_size >= 0 or same:
+                digest = digest_of(entry)
+                same = sources.of(digest) if known else ()
+                if (at_size >= 0 and (digest or not known)) or same:
                     basis = by_path.get(entry.path)
                     yield Task(entry_id, entry.size, at_size, basis, read.at(entry_id), same)
         finally:
@@ -455,13 +478,17 @@ class _Sorter:
             self._first(found.entry_id, found.digest)
 
     def left(
-        self, lacking: Iterable[Entry], digest_of: Callable[[Entry], bytes]
+        self, lacking: Iterable[Entry], digest_of: Callable[[Entry], bytes], segments: Segments
     ) -> Iterator[Entry]:
-        """The files to be sent: of several that are the same, one, in part if that is enough."""
+        """The files to be sent: of several that are the same, one, in part if that is enough.
+
+        A file that is one hole is not sent, so no other one can have its bytes from it.
+        """
         for entry in lacking:
             if entry.id in self._done:
                 continue
-            if entry.size >= survey.LEAST_TWIN and entry.id not in self._missing:
+            alone = entry.size < survey.LEAST_TWIN or entry.id in self._missing
+            if not alone and segments.of(entry):
                 first = self._first(entry.id, digest_of(entry))
                 if first != entry.id:
                     row = (entry.id, first, digest_of(entry))

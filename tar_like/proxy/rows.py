@@ -57,6 +57,12 @@ class Rows:
         found: Row | None = self._db.execute(query, (self.locate(path), path)).fetchone()
         return found
 
+    def near(self, number: int, path: bytes) -> Row | None:
+        """The same, of what is likely to have this number."""
+        query = f"{self._select} WHERE e.id = ? AND e.path = ?"
+        found: Row | None = self._db.execute(query, (number, path)).fetchone()
+        return self.entry(path) if found is None else found
+
     def names(self, directory: bytes, first: bytes, count: int) -> Iterator[Row]:
         """The rows of so many of a directory's names, from this one on; none of what is below."""
         prefix = directory + b"/" if directory else b""

@@ -2,12 +2,11 @@
 
     looks/sights = chunk: whose they are > chunks of sights > chunk: are these all > BLAKE3 of all
     chunk        = length:u32  marshal
-    sight        = a directory, and the digest of its names, with what lstat says of each
+    sight        = a directory: its names, and columns of what lstat says of them
 
 A sight is kept only of a directory in which everything was as the ledger says, and nothing besides,
-and only as long as the ledger is that one. It proves nothing but sameness: where a digest is
-another one, the ledger's rows tell what changed. The file is not synced; what is torn or damaged is
-as good as none.
+and only as long as the ledger is that one. Where it is another by now, the ledger's rows tell what
+changed. The file is not synced; what is torn or damaged is as good as none.
 """
 
 from __future__ import annotations
@@ -16,147 +15,272 @@ import contextlib
 import json
 import marshal
 import os
+import stat
 import struct
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from blake3 import blake3
 
 from tar_like.dirfd import open_file
-from tar_like.source.folder import RESERVED, RUN, sorted_names
+from tar_like.lstat import MANY, Lstats
+from tar_like.source.folder import RESERVED, RUN
 
-STRETCH = 256
-"""Names of a directory whose state is held in memory at a time."""
-CHUNK = 1000
-"""Sights that are written at a time."""
-_VERSION = 1
+MOST = RUN
+"""Names of a directory of which there may be a sight: they are held in memory."""
+CHUNK = 20_000
+"""Names whose sights are written at a time."""
+_VERSION = 2
 _LENGTH = struct.Struct("<I")
 _DIGEST = 32
 _FORMAT = 2
 """Of marshal: equal values give equal bytes, wherever they come from (there are no references)."""
+INO, CTIME, MTIME, SIZE, MODE, UID, GID = range(7)
+"""A sight's columns."""
+_CODES = "QqqqIII"
+WIDTHS = (8, 8, 8, 8, 4, 4, 4)
+"""Bytes of a number in each."""
+_NOT_OF_FOLDERS = (INO, CTIME, SIZE)
+"""What is not seen of a directory: it is another one after each commit. Zeros stand for it."""
 
-State = tuple[int, int, int, int, int, int, int]
-"""Inode, ctime, mtime, size, mode, owner, group; of a directory only what a commit sets."""
-state: Callable[[os.stat_result], State] = attrgetter(
-    "st_ino", "st_ctime_ns", "st_mtime_ns", "st_size", "st_mode", "st_uid", "st_gid"
-)
+Numbers = tuple[int, int, int, int, int, int, int]
+"""One name's numbers in the columns."""
 
 
 class Sight(NamedTuple):
     """A directory as it was."""
 
     path: bytes
-    digest: bytes
-    names: int
-    """How many names it had."""
+    names: bytes
+    """In order, with a zero byte between two; the root is the first name of its own."""
+    columns: tuple[bytes, ...]
     folders: tuple[int, ...]
-    """Which of them, in order, are directories; the root is the first name of its own."""
+    """The positions of those that are directories, in order."""
+    row: int
+    """Where the directory was in the ledger. It may have moved since."""
+    exact: bool
+    """Modes, owners and groups, too, are those that the ledger has."""
+    own: int
+    """The ctime (ns) of the directory itself, as long as it has that its names are the same.
+    0 where this is not to be relied on."""
+
+    @property
+    def many(self) -> int:
+        """How many names it has."""
+        return len(self.columns[INO]) // WIDTHS[INO]
+
+    @property
+    def listed(self) -> list[bytes]:
+        """Its names."""
+        return self.names.split(b"\0") if self.names else []
 
 
-def _of_folder(seen: State) -> State:
-    """Of a directory: its inode, size and ctime are other ones after each commit."""
-    _, _, mtime, _, mode, uid, gid = seen
+Change = tuple[Collection[bytes], Mapping[bytes, Numbers]]
+"""Of a directory's names: those that are gone, and those that were put in place."""
+NOTHING: Change = ((), {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What a commit did to the directories of which there may be sights."""
+
+    of: Mapping[bytes, Change | None]
+    """By directory; None where that cannot be told from what the commit knows."""
+    gone: Collection[bytes]
+    """What is no directory (any more): there is nothing to be told of it."""
+    folders: Collection[bytes]
+    """Directories that are new, or were changed themselves."""
+
+
+def columns_of(lstats: Lstats) -> list[bytes]:
+    """The columns that a sight has of the names that were looked at last. Raises struct.error."""
+    return [
+        lstats.inos, lstats.ctimes, lstats.mtimes, lstats.sizes,
+        lstats.modes, lstats.uids, lstats.gids,
+    ]  # fmt: skip
+
+
+def numbers_of(st: os.stat_result) -> Numbers:
+    """The same of one name; of a directory as ``numbers_of_folder`` has them."""
+    if stat.S_ISDIR(st.st_mode):
+        return numbers_of_folder(st.st_mtime_ns, st.st_mode, st.st_uid, st.st_gid)
+    return (
+        st.st_ino, st.st_ctime_ns, st.st_mtime_ns, st.st_size,
+        st.st_mode, st.st_uid, st.st_gid,
+    )  # fmt: skip
+
+
+def numbers_of_folder(mtime: int, mode: int, uid: int, gid: int) -> Numbers:
+    """What is seen of a directory: what a commit sets."""
     return 0, 0, mtime, 0, mode, uid, gid
+
+
+def _blank(columns: list[bytes], folders: Iterable[int]) -> list[bytes]:
+    """The columns, without what is not seen of directories, which are at these positions."""
+    for at in folders:
+        for number in _NOT_OF_FOLDERS:
+            column = columns[number]
+            columns[number] = column[: 8 * at] + bytes(8) + column[8 * (at + 1) :]
+    return columns
 
 
 class Taking:
     """A sight that is being taken, name by name, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, row: int, own: int) -> None:
+        """See Sight."""
+        self._row, self._own = row, own
         self._names: list[bytes] = []
-        self._states: list[State] = []
+        self._columns = [bytearray() for _ in WIDTHS]
         self._folders: list[int] = []
-        self._count = 0
-        self._digest = b""
+        self.exact = True
 
-    def add(self, names: list[bytes], states: list[State]) -> None:
-        """The next names; directories' as ``add_folder`` has them."""
+    @property
+    def full(self) -> bool:
+        """Whether there are more names than a sight may have."""
+        return len(self._names) > MOST
+
+    def add(self, names: Sequence[bytes], columns: Sequence[bytes]) -> None:
+        """The next names, none of which is a directory's. To be given up when it is ``full``."""
         self._names += names
-        self._states += states
-        while len(self._names) >= STRETCH:
-            self._end_stretch()
+        for column, more in zip(self._columns, columns, strict=True):
+            column += more
 
-    def add_folder(self, name: bytes, seen: State) -> None:
-        """The next name, which is a directory's."""
-        self._folders.append(self._count + len(self._names))
-        self.add([name], [_of_folder(seen)])
-
-    def _end_stretch(self) -> None:
-        """Always as many, however they came: the digest depends on it."""
-        names, states = self._names[:STRETCH], self._states[:STRETCH]
-        data = marshal.dumps((self._digest, names, states), _FORMAT)
-        self._digest = blake3(data).digest()
-        self._count += len(names)
-        self._names, self._states = self._names[STRETCH:], self._states[STRETCH:]
+    def add_one(self, name: bytes, numbers: Numbers) -> None:
+        """The next name. Raises struct.error."""
+        columns = [struct.pack(f"<{code}", one) for code, one in zip(_CODES, numbers, strict=True)]
+        if stat.S_ISDIR(numbers[MODE]):
+            self._folders.append(len(self._names))
+        self.add([name], columns)
 
     def sight(self, path: bytes) -> Sight:
         """All names have come."""
-        if self._names:
-            self._end_stretch()
-        return Sight(path, self._digest, self._count, tuple(self._folders))
+        return Sight(
+            path, b"\0".join(self._names), tuple(map(bytes, self._columns)),
+            tuple(self._folders), self._row, self.exact, self._own,
+        )  # fmt: skip
 
 
-def is_same(sight: Sight, fd: int) -> bool:
-    """Whether a directory, open as ``fd`` (O_PATH suffices), is as it was. Raises OSError."""
-    taking, lstat, folders, first = Taking(), os.lstat, sight.folders, 0
-    names = _names(sight, fd)
-    while first <= sight.names and (stretch := list(islice(names, STRETCH))):
-        states = [state(lstat(name, dir_fd=fd)) for name in stretch]
-        stop = first + len(stretch)
-        for at in folders[bisect_left(folders, first) : bisect_left(folders, stop)]:
-            states[at - first] = _of_folder(states[at - first])
-        taking.add(stretch, states)
-        first = stop
-    return taking.sight(sight.path).digest == sight.digest
+def is_same(sight: Sight, fd: int, lstats: Lstats, *, listed: bool) -> bool:
+    """Whether a directory, open as ``fd`` (O_PATH suffices), is as it was.
+
+    ``listed``: its names are known to be. Raises OSError.
+    """
+    names = sight.listed
+    if not listed and _names(sight, fd) != names:
+        return False
+    folders = sight.folders
+    for first in range(0, len(names), MANY):
+        stretch = names[first : first + MANY]
+        lstats.look(stretch, fd)
+        try:
+            columns = columns_of(lstats)
+        except struct.error:
+            return False  # a time that the ledger cannot have
+        if folders:
+            stop = first + len(stretch)
+            columns = _blank(columns, [at - first for at in folders if first <= at < stop])
+        for width, then, now in zip(WIDTHS, sight.columns, columns, strict=True):
+            if then[width * first : width * (first + MANY)] != now:
+                return False
+    return True
+
+
+def renewed(sight: Sight, gone: Collection[bytes], placed: Mapping[bytes, Numbers]) -> Sight:
+    """The sight after a commit has removed some names, and put others in place."""
+    names = sight.listed
+    positions = {name: at for at, name in enumerate(names)}
+    if not gone and placed.keys() <= positions.keys():
+        columns = list(map(bytearray, sight.columns))
+        folders = set(sight.folders)
+        for name, numbers in placed.items():
+            at = positions[name]
+            (folders.add if stat.S_ISDIR(numbers[MODE]) else folders.discard)(at)
+            for column, code, width, one in zip(columns, _CODES, WIDTHS, numbers, strict=True):
+                struct.pack_into(f"<{code}", column, width * at, one)
+        return sight._replace(
+            columns=tuple(map(bytes, columns)), folders=tuple(sorted(folders)), own=0
+        )
+    unpacked = [
+        struct.unpack(f"<{len(names)}{code}", column)
+        for code, column in zip(_CODES, sight.columns, strict=True)
+    ]
+    rows: dict[bytes, Any] = dict(zip(names, zip(*unpacked, strict=True), strict=True))
+    for name in gone:
+        rows.pop(name, None)
+    rows.update(placed)
+    taking = Taking(sight.row, own=0)
+    taking.exact = sight.exact
+    for name in sorted(rows, key=lambda name: b"" if name == b"." and not sight.path else name):
+        taking.add_one(name, rows[name])
+    return taking.sight(sight.path)
 
 
 class Writing:
-    """A file of sights that is being written; it is not synced. Everything raises OSError."""
+    """A file of sights that is being written; it is not synced.
+
+    Where it cannot be written there is none: the next look takes longer, no more.
+    """
 
     def __init__(self, path: str, ledger: str) -> None:
         """``path`` is where it is written; ``ledger``: which file of the ledger was looked at."""
-        self.empty = True
-        """Nothing was added."""
+        self.count = 0
+        """How many were added."""
         self._path = path
         self._chunk: list[Sight] = []
+        self._bytes = 0
         self._digest = blake3()
-        self._file = open(path, "wb")  # noqa: SIM115 closed by close()
+        self._file: BinaryIO | None = None
+        with contextlib.suppress(OSError):
+            self._file = open(path, "wb")  # noqa: SIM115 closed by close()
         self._put(_whose(ledger))
 
     def add(self, sight: Sight) -> None:
         """One more."""
-        self.empty = False
+        self.count += 1
         self._chunk.append(sight)
-        if len(self._chunk) == CHUNK:
+        self._bytes += len(sight.columns[INO]) + 8
+        if self._bytes >= 8 * CHUNK:
             self._put_chunk()
 
     def publish(self, final: str, *, whole: bool) -> None:
         """They are all; ``whole``: of each directory of that ledger there is one."""
         self._put_chunk()
         self._put(whole)
-        self._file.write(self._digest.digest())
-        self._file.close()
-        os.replace(self._path, final)
+        self._write(self._digest.digest())
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+                os.replace(self._path, final)
 
     def close(self) -> None:
         """Give the file up, unless it is published. Idempotent."""
         with contextlib.suppress(OSError):
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
             os.unlink(self._path)
 
     def _put_chunk(self) -> None:
         self._put(list(map(tuple, self._chunk)))
         self._chunk.clear()
+        self._bytes = 0
 
     def _put(self, value: str | bool | list[tuple[Any, ...]]) -> None:
         data = marshal.dumps(value, _FORMAT)
         chunk = _LENGTH.pack(len(data)) + data
         self._digest.update(chunk)
-        self._file.write(chunk)
+        self._write(chunk)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._file is not None:
+                self._file.write(data)
+        except OSError:
+            self.close()
+            self._file = None
 
 
 class Remembered:
@@ -165,7 +289,7 @@ class Remembered:
     def __init__(self, path: str, ledger: str) -> None:
         """``ledger``: which file of the ledger it is."""
         self.whole = False
-        """There is one of each directory."""
+        """There is one of each directory; known when they were gone through."""
         self._file: BinaryIO | None = None
         self._first = 0
         with contextlib.suppress(OSError):
@@ -176,7 +300,7 @@ class Remembered:
                 file.close()
 
     def __iter__(self) -> Iterator[Sight]:
-        """Each of them, in the order of the directories, what is in one first. Raises OSError."""
+        """Each of them, always in the same order. Raises OSError."""
         if self._file is None:
             return
         self._file.seek(self._first)
@@ -213,14 +337,11 @@ def _read(file: BinaryIO) -> Any:
     return marshal.loads(file.read(_LENGTH.unpack(file.read(_LENGTH.size))[0]))
 
 
-def _names(sight: Sight, fd: int) -> Iterator[bytes]:
-    """A directory's names in order, as a look goes by them."""
-    path = b"/proc/self/fd/%d/" % fd
-    if sight.names < RUN:
-        names: Iterable[bytes] = sorted(os.listdir(path))
-    else:
-        with os.scandir(path) as entries:
-            names = sorted_names(entries)
-    if sight.path:
-        return iter(names)
-    return chain((b".",), (name for name in names if name != RESERVED))
+def _names(sight: Sight, fd: int) -> list[bytes]:
+    """A directory's names in order, as a look goes by them; of more than it had, some."""
+    with os.scandir(b"/proc/self/fd/%d/" % fd) as entries:
+        found = [entry.name for entry in islice(entries, sight.many + 2)]
+    if not sight.path:
+        found = [name for name in found if name != RESERVED]
+    found.sort()
+    return found if sight.path else [b".", *found]

@@ -81,6 +81,27 @@ WHERE here OR (size >= :twin AND size IN (SELECT size FROM lacking WHERE size >=
                                           GROUP BY size HAVING count(*) > 1))
 """
 """The same time besides the same size makes it likely enough for a file of any size."""
+_OF_SAME_TIME = """
+INSERT OR IGNORE INTO known SELECT o.size, o.mtime
+FROM lacking l CROSS JOIN ledger.entry o
+  ON o.kind = 'f' AND o.size = l.size AND o.mtime = l.mtime
+WHERE l.size > 0 AND EXISTS (SELECT 1 FROM ledger.landed d WHERE d.entry_id = o.id)
+"""
+_OF_SAME_SIZE = """
+INSERT OR IGNORE INTO known SELECT size, one FROM (
+  SELECT size, (
+    SELECT o.mtime FROM ledger.entry o WHERE o.kind = 'f' AND o.size = l.size
+    AND EXISTS (SELECT 1 FROM ledger.landed d WHERE d.entry_id = o.id) LIMIT 1) AS one
+  FROM (SELECT DISTINCT size FROM lacking WHERE size >= :page) l)
+WHERE one IS NOT NULL
+"""
+"""Of each size one is enough."""
+_OF_SIZES = """
+INSERT OR IGNORE INTO known SELECT o.size, o.mtime
+FROM ledger.landed l CROSS JOIN ledger.entry o ON o.id = l.entry_id
+WHERE o.size > 0 AND o.size IN (SELECT size FROM lacking)
+"""
+"""Where there is no index: all of a ledger is gone through once."""
 
 
 def twins(index: Index) -> Iterator[int]:
@@ -239,11 +260,12 @@ def _note_known(db: sqlite3.Connection, ledger_path: str, algorithm: str) -> Non
         return
     with contextlib.suppress(sqlite3.DatabaseError):
         attach(db, ledger_path, "ledger")
-        db.execute(
-            "INSERT OR IGNORE INTO known SELECT o.size, o.mtime "
-            "FROM ledger.landed l CROSS JOIN ledger.entry o ON o.id = l.entry_id "
-            "WHERE o.size > 0 AND o.size IN (SELECT size FROM lacking)"
-        )
+        query = "SELECT 1 FROM ledger.sqlite_schema WHERE name = 'file_by_size'"
+        if db.execute(query).fetchone() is None:
+            db.execute(_OF_SIZES)
+            return
+        db.execute(_OF_SAME_TIME)
+        db.execute(_OF_SAME_SIZE, {"page": PAGE})
 
 
 class Survey:

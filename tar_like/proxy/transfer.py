@@ -103,16 +103,22 @@ class Transfer:
         *,
         ask: bool = False,
         checksum: bool = False,
+        look: str = "",
     ) -> Status:
         """Make the plan, or keep the one that is there (with its own block size). Idempotent.
 
         There may be questions instead, if the sender can be asked: the status is ``open`` then.
         Raises UsageError, NoSpace, OSError, and what ``state`` raises.
         """
-        wish = Wish(block_size=block_size, ask=ask, checksum=checksum)
+        wish = Wish(block_size=block_size, ask=ask, checksum=checksum, look=look)
         self.state(rules or Rules())
-        with Planning(self._destination, self.id) as planning:
-            planning.run(wish)
+        try:
+            with Planning(self._destination, self.id) as planning:
+                planning.run(wish)
+        except FileNotFoundError:
+            if os.path.exists(self.path):
+                raise
+            raise NotFound(_GONE) from None  # complete, or a patch of what is no more
         self.check_room()
         return self.status()
 
@@ -171,13 +177,12 @@ class Transfer:
                 copies = bytes_of_twins(self.path)
                 room.check(self.path, plan, plan.block_count - self._receipts.received, copies)
 
-    @property
-    def easy(self) -> bool:
-        """Whether negotiating takes no time worth speaking of."""
+    def is_easy(self, look: str) -> bool:
+        """Whether negotiating takes no time worth speaking of, with this look (its token)."""
         if os.path.exists(self.plan_path):
             return True
         with Planning(self._destination, self.id) as planning:
-            return planning.easy
+            return planning.is_easy(look)
 
     @property
     def open_questions(self) -> int:

@@ -29,7 +29,22 @@ COMMIT_START = 15.0
 """Seconds after which a commit that left no trace is asked for again."""
 BEGIN_ANEW = 2.0
 """Seconds in which a transfer that a commit begins anew is there again."""
-POLL = 0.01
+POLL = 0.001, 0.02
+"""Seconds between two looks at what another process does: the first time, and at most."""
+
+
+class _Poll:
+    """Waits a little longer each time: what is quick is not kept waiting, what is slow not asked
+    about all the time.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._most = POLL
+
+    def wait(self) -> None:
+        """Wait once."""
+        time.sleep(self._seconds)
+        self._seconds = min(self._most, 1.03 * self._seconds)
 
 
 class Starter(Protocol):
@@ -111,9 +126,11 @@ class Transfers:
         """
         self.get(transfer_id).state(rules)
         transfer = self.get(transfer_id)
-        if transfer.easy:
-            return transfer.negotiate(wish.block_size, rules, ask=wish.ask, checksum=wish.checksum)
-        deadline = time.monotonic() + WAIT
+        if transfer.is_easy(wish.look):
+            return transfer.negotiate(
+                wish.block_size, rules, ask=wish.ask, checksum=wish.checksum, look=wish.look
+            )
+        deadline, poll = time.monotonic() + WAIT, _Poll()
         token = secrets.token_hex(8)
         started = False
         while True:
@@ -131,7 +148,7 @@ class Transfers:
                 started = True
             if time.monotonic() > deadline:
                 return status
-            time.sleep(POLL)
+            poll.wait()
 
     def look(self) -> Look:
         """Begin to look at the destination, where that may be of use."""
@@ -187,7 +204,7 @@ class Transfers:
 
         Raises NotFound when that tree is another one, or nobody takes that look any more.
         """
-        deadline = time.monotonic() + WAIT
+        deadline, poll = time.monotonic() + WAIT, _Poll()
         while (seen := look.read_look(self.destination, token)) is None:
             if look.last_index(self.destination) != index:
                 raise NotFound("That is not the tree that was committed last: offer its index.")
@@ -197,19 +214,19 @@ class Transfers:
                 if (seen := look.read_look(self.destination, token)) is None:
                     raise NotFound("Nobody takes that look any more: offer the index.")
                 break
-            time.sleep(POLL)
+            poll.wait()
         return seen
 
     def _status_within(self, transfer_id: str, seconds: float) -> Status:
         """A status; a transfer that is being begun anew has time to be there again."""
-        deadline = time.monotonic() + seconds
+        deadline, poll = time.monotonic() + seconds, _Poll()
         while True:
             try:
                 return self.status(transfer_id)
             except NotFound:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(POLL)
+                poll.wait()
 
     def commit(self, transfer_id: str, rules: Rules | None = None) -> Status:
         """Have the transfer committed; waits a while. Idempotent.
@@ -219,7 +236,7 @@ class Transfers:
         revoked, ``receiving``; or ``open``, where there is no plan (any more). Raises Conflict
         when blocks are missing, and what went wrong.
         """
-        deadline = time.monotonic() + WAIT
+        deadline, poll = time.monotonic() + WAIT, _Poll()
         token = ""
         asked = 0.0
         while True:
@@ -242,7 +259,7 @@ class Transfers:
                 self._starter.commit(transfer_id, token)
             if time.monotonic() > deadline:
                 return status
-            time.sleep(POLL)
+            poll.wait()
 
     def checkpoint_due(self) -> None:
         """Make receipts durable where it is time to. Raises ReceiverFailed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import struct
@@ -16,21 +17,32 @@ from typing import Any
 
 import pytest
 
+from tar_like.dirfd import Walker
 from tar_like.errors import Conflict, IndexInvalid, NotFound
 from tar_like.index import Recorded
-from tar_like.index.build import NO_HASH
-from tar_like.index.identity import Identity
+from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.leaf import Leaf
 from tar_like.index.reader import PATCH_OF
 from tar_like.index.recorded import LEAF_NAME
 from tar_like.layout import sort_key
+from tar_like.lstat import Lstats
+from tar_like.proxy import look, patching
 from tar_like.proxy.commit import run_commit
-from tar_like.proxy.ledger import Ledger
-from tar_like.proxy.look import Seen, begin, read_look, run_look
+from tar_like.proxy.ledger import Ledger, version_of
+from tar_like.proxy.look import (
+    Seen,
+    begin,
+    read_look,
+    run_look,
+)
 from tar_like.proxy.offer import offer
+from tar_like.proxy.patch import Patch
 from tar_like.proxy.patching import BODY, take_patch
 from tar_like.proxy.place import Destination
+from tar_like.proxy.planning import Planning
+from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import Rows
+from tar_like.proxy.sights import is_same
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 from tar_like.source import Wanted
@@ -39,6 +51,7 @@ from tar_like.source.stretch import pack_told
 from tar_like.upload.patch import _given, _packed, compare
 from tar_like.wire import SEGMENT, Look, PatchHead
 from tests import trees
+from tests.e2e.test_edits import EDITS, Edited
 from tests.unit import indexes
 from tests.unit.receiver import Job, sync
 
@@ -125,7 +138,7 @@ def leaf(directory: bytes, *names: tuple[bytes, int], size: int = 0, **more: Any
     """A leaf as a patch has it: names and their modes."""
     count = len(names)
     mtimes = [more.get("mtime", 5)] * count
-    sizes = [size if stat.S_ISREG(mode) else 0 for _, mode in names]
+    sizes = more.get("sizes", [size if stat.S_ISREG(mode) else 0 for _, mode in names])
     told = pack_told([mode for _, mode in names], sizes, mtimes, [0] * count, [0] * count)
     targets = {at: b"to" for at, (_, mode) in enumerate(names) if stat.S_ISLNK(mode)}
     packed = Leaf(
@@ -359,3 +372,205 @@ def test_a_files_version_is_that_of_its_new_content(
     with closing(sqlite3.connect(target.destination.ledger)) as db:
         known = db.execute("SELECT path, token FROM entry WHERE path IN (x'66696c65', x'7a')")
         assert known.fetchall() == [(b"file", b""), (b"z", b"\x01")]
+
+
+def contents(folder: Path) -> dict[str, list[Any]]:
+    """All rows of a transfer's index and patch."""
+    found = {}
+    for name in ("index.db", "patch.db"):
+        with closing(sqlite3.connect(folder / name)) as db:
+            for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'"):
+                rows = db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+                found[f"{name} {table}"] = rows
+    return found
+
+
+def folders(root: Path) -> set[bytes]:
+    return {os.fsencode(one.relative_to(root)) for one in root.rglob("*") if one.is_dir()}
+
+
+EDITABLE = sorted(EDITS.keys() - {"link"})
+
+
+def test_a_patch_is_the_same_by_what_is_remembered_as_by_rows(
+    work: Path, dice: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = work / "edited"
+    source.mkdir()
+    tree = Edited(source, dice)
+    assert sync(source, work / "dst", algorithm="none") == {}
+    for _ in range(6):
+        target = Target(work / "dst")
+        for _ in range(dice.randrange(1, 6)):
+            EDITS[dice.choice(EDITABLE)](tree)
+        tree_id, body, seen = honest(source, target, work / "spool")
+        remembered = exact_sights(target.destination, seen.ledger, {b"", *folders(target.dest)})
+        assert len(remembered) > 3
+        found = []
+        for sights in (remembered, {}):
+            monkeypatch.setattr(patching, "exact_sights", lambda *_, known=sights: known)
+            transfer = target.destination.transfer(target.put(tree_id, body, seen))
+            found.append(contents(Path(transfer)))
+            target.destination.discard(transfer)
+        assert found[0] == found[1]
+        job = Job(source, target.dest, algorithm="none", negotiate=False)
+        job.transfer.negotiate(4096, Rules(delete=True))
+        assert job.complete() == {}
+        job.close()
+
+
+def test_what_is_remembered_after_a_patch_is_what_lies_there(
+    work: Path, source: Path, target: Target
+) -> None:
+    """A look by it sees what one sees that goes through the rows, and need not go through them."""
+
+    def by_rows() -> Seen:
+        with monkey.context() as patched:
+            patched.setattr(look, "SIGHTS", "none")
+            return target.look()[1]
+
+    monkey = pytest.MonkeyPatch()
+    assert target.look()[1].same
+    (source / "d/new").write_bytes(b"")
+    (source / "d/c").chmod(0o600)
+    (source / "gone/x").unlink()
+    (source / "file").unlink()
+    (source / "file").mkdir()
+    os.utime(source / "z", ns=(1, 1))
+    tree, body, seen = honest(source, target, work / "spool")
+    target.commit(target.put(tree, body, seen))
+    trees.assert_same(source, target.dest)
+    version = version_of(target.destination.ledger)
+    carried = exact_sights(target.destination, version, {b"", *folders(source)})
+    assert carried.keys() >= {b"d", b"d/e", b"gone"}
+    with closing(Walker(target.dest)) as walker:
+        for path, sight in carried.items():
+            assert is_same(sight, walker.dirfd(path), Lstats(), listed=False), path
+    assert target.look()[1] == by_rows()
+    assert target.look()[1].same
+    (target.dest / "d/e/f").write_bytes(b"others")
+    assert not target.look()[1].same
+    assert target.look()[1] == by_rows()
+
+
+def test_leaves_that_are_cut_otherwise_are_kept_so(target: Target) -> None:
+    """No name has come or gone, and yet all leaves behind them have other numbers."""
+    at, end = target.number(b"d", b"a"), len(target.leaves)
+    halves = leaf(b"d", (b"a", REG), (b"c", REG)), leaf(b"d", (b"e", DIR), (b"m", REG))
+    before, behind = [(0, at)] if at else [], [(at + 1, end)] if at + 1 < end else []
+    target.commit(target.offer(*before, *halves, *behind))
+    target.assert_consistent()
+    again = Target(target.dest)
+    assert len(again.leaves) == end + 1
+    assert [one[:3] for one in again.leaves if one[0] == b"d"] == [(b"d", b"a", 2), (b"d", b"e", 2)]
+    again.commit(again.offer((0, end + 1)))  # the same tree: nothing differs
+
+
+def test_small_patches_are_planned_at_once(work: Path, source: Path, target: Target) -> None:
+    for size, easy in ((100, True), (1 << 20, False)):
+        (source / "new").write_bytes(bytes(size))
+        tree, body, seen = honest(source, target, work / "spool")
+        transfer = target.put(tree, body, seen)
+        with Planning(target.destination, transfer) as planning:
+            assert planning.is_easy(target.look()[0].token) == easy
+            assert not planning.is_easy("0123456789abcdef"), "all of DEST would be looked at"
+        target.destination.discard(target.destination.transfer(transfer))
+
+
+def test_there_is_no_plan_of_a_difference_to_what_is_no_more(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "new").write_bytes(b"new")
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = Transfer(target.destination, target.put(tree, body, seen))
+    monkeypatch.setattr(Patch, "fits", lambda *_: False)
+    with pytest.raises(NotFound):
+        transfer.negotiate(4096, Rules())
+    assert not target.destination.transfers()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize("content", [True, False])
+def test_what_became_a_directory_is_looked_at(
+    work: Path, source: Path, kind: str, content: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "_SETTLING", -3600.0)
+    assert sync(source, work / "dst", algorithm="none") == {}
+    target = Target(work / "dst")
+    assert target.look()[1].same
+    (source / kind).unlink()
+    (source / kind).mkdir()
+    if content:
+        (source / kind / "new").touch()
+    tree, body, seen = honest(source, target, work / "spool")
+    target.commit(target.put(tree, body, seen))
+    assert target.look()[1].same
+    new = target.dest / kind / "new"
+    times = new.parent.stat()
+    if content:
+        new.chmod(0o600)
+    else:
+        new.touch()
+        os.utime(new.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+    seen = target.look()[1]
+    assert not seen.same or seen.extra
+
+
+def test_what_is_no_directory_any_more_is_forgotten(
+    work: Path, source: Path, target: Target
+) -> None:
+    assert target.look()[1].same
+    for name in ("d/e", "gone"):
+        shutil.rmtree(source / name)
+    (source / "d/e").touch()
+    (source / "gone").symlink_to("d")
+    tree, body, seen = honest(source, target, work / "spool")
+    target.commit(target.put(tree, body, seen))
+    version = version_of(target.destination.ledger)
+    paths = {b"", b"d", b"d/e", b"gone"}
+    assert exact_sights(target.destination, version, paths).keys().isdisjoint({b"d/e", b"gone"})
+    trees.assert_same(source, target.dest)
+
+
+def test_a_symlink_without_a_target_is_none(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length is what the old one's was, and so are all its other numbers."""
+    monkeypatch.setattr(look, "_SETTLING", -3600.0)
+    (target.dest / "d/l").symlink_to("old")
+    os.utime(target.dest / "d/l", ns=(5, 5), follow_symlinks=False)
+    for name in ("a", "c", "e", "m"):
+        os.utime(target.dest / f"d/{name}", ns=(5, 5))
+    assert sync(target.dest, target.dest.with_name("other"), algorithm="none") == {}
+    other = Target(target.dest.with_name("other"))
+    assert other.look()[1].same
+    names = (b"a", REG), (b"c", REG), (b"e", DIR), (b"l", LINK), (b"m", REG)
+    at, end = other.number(b"d", b"a"), len(other.leaves)
+    told = leaf(b"d", *names, targets={}, sizes=[0, 0, 0, len("old"), 0])
+    with pytest.raises((IndexInvalid, Conflict)):
+        other.offer(*([(0, at)] if at else []), told, (at + 1, end))
+
+
+def test_a_patch_of_another_version_is_given_up(work: Path, source: Path, target: Target) -> None:
+    (source / "new").write_bytes(b"")
+    tree, body, seen = honest(source, target, work / "spool")
+
+    def outdated() -> str:
+        found = target.put(tree, body, seen)
+        path = Path(target.destination.transfer(found))
+        with closing(sqlite3.connect(path / "patch.db")) as db:
+            db.execute("DELETE FROM meta WHERE key = 'version'")
+            db.execute("DROP TABLE run")
+            db.commit()
+        (path / "patch.db.seal").unlink()
+        return found
+
+    transfer = Transfer(target.destination, outdated())
+    with pytest.raises(NotFound):
+        transfer.negotiate(4096, Rules(delete=True))
+    outdated()
+    assert target.put(tree, body, seen), "it is made anew"
+    found = outdated()
+    target.destination.discard(target.destination.transfer(found))
+    target.commit(target.put(tree, body, seen))
+    trees.assert_same(source, target.dest)

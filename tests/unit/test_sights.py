@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import random
 import shutil
@@ -17,12 +19,14 @@ import pytest
 
 from tar_like.database import connect
 from tar_like.dirfd import Walker
-from tar_like.proxy import look as by_rows
+from tar_like.lstat import Lstats
+from tar_like.proxy import inspection, recall
+from tar_like.proxy import look as looking
+from tar_like.proxy import sights as of_sights
 from tar_like.proxy.durable import PROCESS
 from tar_like.proxy.look import Seen, read_look, run_look
-from tar_like.proxy.place import Destination
-from tar_like.proxy.sights import STRETCH, Remembered, Sight, is_same
-from tar_like.source.folder import RUN
+from tar_like.proxy.place import Destination, held
+from tar_like.proxy.sights import Remembered, Sight, Taking, is_same, numbers_of, renewed
 from tests import trees
 from tests.unit.receiver import in_child, sync
 
@@ -30,7 +34,7 @@ TOKEN = "0123456789abcdef"
 FOLDERS = {b"", b"d", b"d/e", b"empty", b"empty/inner", b"wide", b"wide/100.d"}
 WIDE = 300
 """Names of a folder that is looked at in stretches."""
-assert WIDE > STRETCH
+assert WIDE > inspection.STRETCH
 SETTLED = 2.5
 """Seconds after which a look believes that a symlink is another one only with another time."""
 
@@ -77,7 +81,7 @@ def look_at_rows(dest: Path) -> tuple[Seen, list[int]]:
     aside = sights.with_name("aside")
     sights.rename(aside)
     try:
-        with mock.patch.object(by_rows, "FEW", 1 << 60):
+        with mock.patch.object(inspection, "FEW", 1 << 60):
             return look(dest)
     finally:
         aside.rename(sights)
@@ -191,15 +195,23 @@ def edit(dest: Path, name: str) -> None:
     change(dest / path)
 
 
-@pytest.fixture(params=[0, by_rows.FEW], ids=["found", "all"])
+@pytest.fixture(params=[False, True], ids=["young", "settled"])
+def settled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether directories count as old enough that their own ctime tells of new names."""
+    if request.param:
+        monkeypatch.setattr(looking, "_SETTLING", -3600.0)
+    return bool(request.param)
+
+
+@pytest.fixture(params=[0, 1 << 60], ids=["found", "all"])
 def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the rows of a directory that is not as it was are found, or come by among all."""
-    monkeypatch.setattr(by_rows, "FEW", request.param)
+    monkeypatch.setattr(inspection, "FEW", request.param)
 
 
-@pytest.mark.usefixtures("read")
+@pytest.mark.usefixtures("settled", "read")
 @pytest.mark.parametrize("name", sorted(EDITS))
-def test_an_edit_is_seen_as_by_rows(dest: Path, name: str) -> None:
+def test_an_edit_is_seen_as_looking(dest: Path, name: str) -> None:
     edit(dest, name)
     seen = look_at_rows(dest)
     assert look(dest) == seen
@@ -207,9 +219,9 @@ def test_an_edit_is_seen_as_by_rows(dest: Path, name: str) -> None:
     assert seen != (same(dest), []) or name in ("nothing", "folder replaced")
 
 
-@pytest.mark.usefixtures("read")
+@pytest.mark.usefixtures("settled", "read")
 @pytest.mark.parametrize("seed", range(12))
-def test_edits_are_seen_as_by_rows(dest: Path, seed: int) -> None:
+def test_edits_are_seen_as_looking(dest: Path, seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(4):
         name = dice.choice(sorted(EDITS.keys() - OF_ROOT))
@@ -385,11 +397,156 @@ def test_a_symlink_is_remembered_when_it_is_old_enough(linked: Path) -> None:
     assert look(linked) == seen
 
 
-def test_names_beyond_what_is_sorted_in_memory(dest: Path) -> None:
-    with closing(Remembered(str(sights_of(dest)), version(dest))) as sights, Walker(dest) as walker:
-        for sight in sights:
-            large = sight._replace(names=RUN)
-            assert is_same(large, walker.dirfd(sight.path))
-            keeping_times(Path.mkdir)(dest / os.fsdecode(sight.path) / "more")
-            assert not is_same(large, walker.dirfd(sight.path))
-            assert not is_same(Sight(sight.path, b"", 0, ()), walker.dirfd(sight.path))
+def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(sight: Sight, fd: int) -> Iterator[bytes]:
+        raise OSError("nobody is to list this")
+
+    monkeypatch.setattr(of_sights, "_names", refuse)
+
+
+def test_what_is_settled_is_not_listed_again(
+    source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = work / "dst"
+    assert sync(source, dest, algorithm="none", durability=PROCESS) == {}
+    look(dest)
+    assert not any(sight.own for sight in sights(dest)), "they are too young"
+    monkeypatch.setattr(looking, "_SETTLING", -3600.0)
+    trees.tick(work)
+    assert look(dest) == (same(dest), [])
+    assert all(sight.own for sight in sights(dest)), "written anew, to spare the next look that"
+    no_listing(monkeypatch)
+    before = sights_of(dest).stat()
+    assert look(dest) == (same(dest), [])
+    assert sights_of(dest).stat().st_mtime_ns == before.st_mtime_ns
+    (dest / "wide/new").touch()
+    trees.tick(work)
+    assert not look(dest)[0].same
+
+
+def test_directories_of_filesystems_that_are_not_known_are_listed(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "_SETTLING", -3600.0)
+    monkeypatch.setattr(recall, "kind_of", lambda _: 0x6969)
+    assert look(dest) == (same(dest), [])
+    assert not any(sight.own for sight in sights(dest))
+    no_listing(monkeypatch)
+    before = sights_of(dest).stat()
+    assert look(dest) == (same(dest), []), "by the rows"
+    assert sights_of(dest).stat().st_mtime_ns != before.st_mtime_ns
+
+
+def test_a_directory_with_too_many_names_is_looked_at_each_time(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_sights, "MOST", WIDE)
+    sights_of(dest).unlink()
+    assert look(dest) == (same(dest), [])
+    assert remembered(dest) == (FOLDERS - {b"wide"}, False)
+    (dest / "wide/7").chmod(0o600)
+    assert look(dest) == look_at_rows(dest) != (same(dest), [])
+
+
+def test_a_look_does_not_wait_for_a_long_commit(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "_NOTING", 0.05)
+    with held(str(dest / ".tar_like/commit.lock")):
+        assert look(dest) == (same(dest), [])
+
+
+def sights(dest: Path) -> list[Sight]:
+    with closing(Remembered(str(sights_of(dest)), version(dest))) as found:
+        return list(found)
+
+
+def taken(folder: Path, path: bytes) -> Sight:
+    """A sight of a directory, taken name by name."""
+    taking = Taking(7, own=0)
+    names = sorted(map(os.fsencode, os.listdir(folder)))
+    for name in names if path else [b".", *names]:
+        taking.add_one(name, numbers_of(os.lstat(os.fsencode(folder) + b"/" + name)))
+    return taking.sight(path)
+
+
+def change(folder: Path, dice: random.Random) -> tuple[set[bytes], set[bytes]]:
+    """Change some names of a directory; returns those that are gone, and those that are other."""
+    gone, placed = set[bytes](), set[bytes]()
+    for name in sorted(os.listdir(folder)):
+        path, what = folder / name, dice.randrange(6)
+        if what > 2:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if what == 0:
+            gone.add(os.fsencode(name))
+            continue
+        path.mkdir(mode=0o700) if what == 1 else path.write_bytes(dice.randbytes(9))
+        placed.add(os.fsencode(name))
+    for _ in range(dice.randrange(4)):
+        name = os.fsdecode(dice.randbytes(3).replace(b"/", b"_").replace(b"\0", b"\xff"))
+        if not os.path.lexists(folder / name) and name.strip("."):
+            (folder / name).touch()
+            placed.add(os.fsencode(name))
+    return gone - placed, placed
+
+
+@pytest.mark.parametrize("path", [b"", b"d"])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sight_after_changes_is_as_if_it_were_taken_then(
+    work: Path, path: bytes, seed: int
+) -> None:
+    dice, folder = random.Random(seed), work / "folder"
+    folder.mkdir()
+    for number in range(dice.randrange(30)):
+        (folder / f"{number}").write_bytes(dice.randbytes(number))
+    before = taken(folder, path)
+    with closing(Walker(folder)) as walker:
+        assert listed(folder, before, walker)
+        gone, placed = change(folder, dice)
+        if not path:
+            placed.add(b".")
+        numbers = {name: numbers_of(os.lstat(os.fsencode(folder) + b"/" + name)) for name in placed}
+        after = renewed(before._replace(own=5), gone, numbers)
+        assert after == taken(folder, path)
+        assert listed(folder, after, walker)
+
+
+def listed(folder: Path, sight: Sight, walker: Walker) -> bool:
+    """Whether a directory is as a sight has it, by its names and without them."""
+    found = {is_same(sight, walker.root, Lstats(), listed=one) for one in (False, True)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def no_room(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(of_sights, "open", lambda *_: Full(), raising=False)
+
+
+def no_file(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(of_sights, "open", refuse, raising=False)
+
+
+def in_the_way(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sights_of(dest).mkdir()
+
+
+@pytest.mark.parametrize("trouble", [no_room, no_file, in_the_way])
+def test_a_look_does_not_depend_on_what_can_be_remembered(
+    dest: Path,
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sights_of(dest).unlink()
+    trouble(dest, monkeypatch)
+    for _ in range(2):
+        assert look(dest) == (same(dest), [])
+    (dest / "d/after").write_bytes(b"others")
+    assert len(look(dest)[1]) == 1

@@ -517,3 +517,56 @@ def test_what_was_staged_of_local_content_is_read_back_in_the_commit(work: Path,
     assert not (dest / "b").exists()
     assert sync(root, dest) == {}
     assert (dest / "b").read_bytes() == noise(3 * PAGE)
+
+
+@pytest.mark.skipif(not trees.ROOT, reason="needs root to become nobody")
+def test_a_plain_user_opens_what_was_closed(work: Path) -> None:
+    """Nothing is sent, and so nothing read: only modes are other ones."""
+    root, dest = work / "src", work / "dst"
+    root.mkdir()
+    dest.mkdir()
+    for name in ("file", "empty"):
+        (root / name).write_bytes(name[:4].encode() * (name != "empty"))
+    for path in (work, root, dest, *root.iterdir()):
+        os.chown(path, 65534, 65534)
+
+    def receive() -> None:
+        assert sync(root, dest, algorithm="none") == {}
+
+    for mode in (0o644, 0, 0o640, 0o200, 0o111, 0o755):
+        for path in root.iterdir():
+            path.chmod(mode)
+        assert in_child(receive, user=65534) == 0
+        assert_same(root, dest)
+
+
+@pytest.mark.parametrize("algorithm", ["none", "blake3"])
+def test_a_hole_is_nobodys_source(work: Path, algorithm: str) -> None:
+    """Nothing of it is sent: another file with the same zeros cannot have them from it."""
+    root, dest = work / "src", work / "dst"
+    root.mkdir()
+    for name, data in (
+        ("a", b""),
+        ("b", b""),
+        ("c", bytes(70_000)),
+        ("d", bytes(70_000)),
+        ("e", b""),
+    ):
+        (root / name).write_bytes(data)
+        os.truncate(root / name, 70_000)
+
+    def complete() -> None:
+        job = Job(root, dest, algorithm=algorithm, negotiate=False)
+        try:
+            job.transfer.negotiate(4096)
+            assert job.complete() == {}
+        finally:
+            job.close()
+
+    complete()
+    assert_same(root, dest)
+    (root / "f").write_bytes(bytes(70_000))
+    (root / "g").touch()
+    os.truncate(root / "g", 70_000)
+    complete()
+    assert_same(root, dest)
