@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shlex
 import shutil
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from bench.command import BenchError, finish, kill_group, output_of, run, spawn
+from bench.command import REPOSITORY, BenchError, finish, kill_group, output_of, run, spawn
 from bench.daemon import free_port, wait_until_listening
 
 CORES = os.cpu_count() or 1
@@ -122,11 +124,15 @@ def _shell(script: str, argument: Path) -> subprocess.Popen[bytes]:
 def tar_like_argv() -> tuple[str, ...]:
     """The command measured as tar-like: $BENCH_TARLIKE, or this repository's own."""
     chosen = shlex.split(os.environ.get("BENCH_TARLIKE", ""))
-    return tuple(part.replace("{", "{{").replace("}", "}}") for part in chosen) or (
-        sys.executable,
-        "-m",
-        "tar_like",
-    )
+    return tuple(part.replace("{", "{{").replace("}", "}}") for part in chosen) or _own_argv()
+
+
+@cache
+def _own_argv() -> tuple[str, ...]:
+    """The command, with its bytecode, as `pip install .` leaves it."""
+    for package in ("tar_like", "workers"):
+        compileall.compile_dir(REPOSITORY / package, quiet=1)
+    return sys.executable, "-m", "tar_like"
 
 
 def tar_like_sync(*flags: str) -> Tool:
