@@ -19,7 +19,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from tar_like.errors import IndexInvalid, TarLikeError, UsageError, cause
@@ -41,6 +41,7 @@ EXPIRE_EVERY = 3600.0
 KEEP_ALIVE = 75
 SHUTDOWN = 5
 """Seconds that requests in flight get when the receiver is told to stop."""
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = signal.SIGQUIT
 """Tells a supervisor to end its processes without waiting for what they do."""
 
@@ -117,10 +118,7 @@ class Receiver:
         sockets = [bind(options.host, 0) for _ in range(options.processes)]
         self.urls = [_url(one) for one in sockets]
         """One for each serving process."""
-        parent = os.getpid()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _run_child(parent, lambda: supervise(destination, sockets, options))
+        self._pid = _fork(lambda: supervise(destination, sockets, options))
         for one in sockets:
             one.close()
 
@@ -134,10 +132,7 @@ class Receiver:
 
         found = begin(self._destination)
         if found.index:
-            parent = os.getpid()
-            self._looking = os.fork()
-            if self._looking == 0:
-                _run_child(parent, lambda: run_look(self._destination, found.token))
+            self._looking = _fork(lambda: run_look(self._destination, found.token))
         return found
 
     def supersede(self, source: str, transfer_id: str) -> None:
@@ -326,7 +321,7 @@ class _Supervisor:
     def _start_server(self, listener: socket.socket) -> None:
         from tar_like.proxy.serving import serve_socket
 
-        pid = self._fork(
+        pid = _fork(
             lambda: serve_socket(
                 self._destination, listener, self, self._access,
                 tls=self._options.tls, keep_alive=KEEP_ALIVE, shutdown=SHUTDOWN,
@@ -360,7 +355,7 @@ class _Supervisor:
             "plan": lambda: run_planning(destination, words[0], words[1], words[2], jobs),
             "look": lambda: run_look(destination, *words),
         }
-        self._work.add(self._fork(work[kind]))
+        self._work.add(_fork(work[kind]))
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""
@@ -369,15 +364,8 @@ class _Supervisor:
             return None
         if time.monotonic() >= self._next_expiry:
             self._next_expiry = time.monotonic() + min(EXPIRE_EVERY, older / 4)
-            self._fork(lambda: _expire(self._destination, older))
+            _fork(lambda: _expire(self._destination, older))
         return max(0.0, self._next_expiry - time.monotonic())
-
-    def _fork(self, work: Callable[[], None]) -> int:
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _run_child(parent, work)
-        return pid
 
     def _reap(self) -> None:
         """Take note of children that ended; a serving process that died is replaced."""
@@ -435,7 +423,24 @@ def _drain(fd: int) -> None:
         pass
 
 
-def _run_child(parent: int, work: Callable[[], None]) -> None:
+def _fork(work: Callable[[], None]) -> int:
+    """Fork a child for some work; returns its pid.
+
+    A signal that comes at once waits until the child has handlers of its own: it would be lost to
+    ours, and whoever sent it would wait for ever.
+    """
+    parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _run_child(parent, before, work)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_child(parent: int, mask: Iterable[int], work: Callable[[], None]) -> None:
     """What a forked child does: its work, then it ends, whatever happens. Never returns."""
     code = 1
     try:
@@ -443,6 +448,7 @@ def _run_child(parent: int, work: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with_parent(parent)
         work()
         code = 0
