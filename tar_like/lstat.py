@@ -75,22 +75,22 @@ class Lstats:
     @property
     def modes(self) -> bytes:
         """With the bits of the type; u32, as are owners, groups and numbers of links."""
-        return self._words[_MODE : _WORDS * self.count : _WORDS].tobytes()
+        return self._word(_MODE)
 
     @property
     def uids(self) -> bytes:
         """Owners."""
-        return self._words[_UID : _WORDS * self.count : _WORDS].tobytes()
+        return self._word(_UID)
 
     @property
     def gids(self) -> bytes:
         """Groups."""
-        return self._words[_GID : _WORDS * self.count : _WORDS].tobytes()
+        return self._word(_GID)
 
     @property
     def links(self) -> bytes:
         """How many names each has."""
-        return self._words[_LINKS : _WORDS * self.count : _WORDS].tobytes()
+        return self._word(_LINKS)
 
     @property
     def inos(self) -> bytes:
@@ -130,6 +130,9 @@ class Lstats:
     def blocks(self) -> tuple[int, ...]:
         """Of 512 bytes each."""
         return struct.unpack(f"<{self.count}Q", self._quad(_BLOCKS))
+
+    def _word(self, field: int) -> bytes:
+        return self._words[field : _WORDS * self.count : _WORDS].tobytes()
 
     def _quad(self, field: int) -> bytes:
         return self._quads[field : _QUADS * self.count : _QUADS].tobytes()

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from tar_like.index.leaf import Leaf
 from tar_like.proxy.ledger import LeafRow
 from tar_like.proxy.rows import PATH, Row, Rows
-from tar_like.proxy.sights import GID, MODE, MTIME, SIZE, UID, Sight
+from tar_like.proxy.sights import CODES, GID, MODE, MTIME, SIZE, UID, Sight
 
-_TOLD = ((MODE, "I"), (SIZE, "q"), (MTIME, "q"), (UID, "I"), (GID, "I"))
+_TOLD = (MODE, SIZE, MTIME, UID, GID)
 """The columns of a sight in the order of those of a leaf."""
 
 
@@ -51,7 +51,8 @@ class Former:
                 return False
             self._left.update(zip(some, range(first, first + leaf.names), strict=True))
         self._columns = [
-            struct.unpack(f"<{len(names)}{code}", sight.columns[column]) for column, code in _TOLD
+            struct.unpack(f"<{len(names)}{CODES[column]}", sight.columns[column])
+            for column in _TOLD
         ]
         if not sight.folders:
             self._first_row = sight.row + 1

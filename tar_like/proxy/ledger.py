@@ -171,8 +171,9 @@ class Ledger:
             rows = Rows(self._db, _BY_PATH)
             for path in wanted:
                 found = rows.entry(path)
-                if found is not None and found[1 + Row._fields.index("size")]:
-                    yield Row._make(found[1:])
+                row = None if found is None else Row._make(found[1:])
+                if row is not None and row.size:
+                    yield row
 
     def with_digests(self, wanted: Iterable[bytes]) -> Iterator[Row]:
         """Its files that have one of these digests, as far as they can be read."""

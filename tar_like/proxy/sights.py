@@ -40,8 +40,9 @@ _FORMAT = 2
 """Of marshal: equal values give equal bytes, wherever they come from (there are no references)."""
 INO, CTIME, MTIME, SIZE, MODE, UID, GID = range(7)
 """A sight's columns."""
-_CODES = "QqqqIII"
-WIDTHS = (8, 8, 8, 8, 4, 4, 4)
+CODES = "QqqqIII"
+"""The types of struct that they have."""
+_WIDTHS = tuple(struct.calcsize(f"<{code}") for code in CODES)
 """Bytes of a number in each."""
 _NOT_OF_FOLDERS = (INO, CTIME, SIZE)
 """What is not seen of a directory: it is another one after each commit. Zeros stand for it."""
@@ -70,7 +71,7 @@ class Sight(NamedTuple):
     @property
     def many(self) -> int:
         """How many names it has."""
-        return len(self.columns[INO]) // WIDTHS[INO]
+        return len(self.columns[INO]) // _WIDTHS[INO]
 
     @property
     def listed(self) -> list[bytes]:
@@ -134,7 +135,7 @@ class Taking:
         """See Sight."""
         self._row, self._own = row, own
         self._names: list[bytes] = []
-        self._columns = [bytearray() for _ in WIDTHS]
+        self._columns = [bytearray() for _ in CODES]
         self._folders: list[int] = []
         self.exact = True
 
@@ -151,7 +152,7 @@ class Taking:
 
     def add_one(self, name: bytes, numbers: Numbers) -> None:
         """The next name. Raises struct.error."""
-        columns = [struct.pack(f"<{code}", one) for code, one in zip(_CODES, numbers, strict=True)]
+        columns = [struct.pack(f"<{code}", one) for code, one in zip(CODES, numbers, strict=True)]
         if stat.S_ISDIR(numbers[MODE]):
             self._folders.append(len(self._names))
         self.add([name], columns)
@@ -183,7 +184,7 @@ def is_same(sight: Sight, fd: int, lstats: Lstats, *, listed: bool) -> bool:
         if folders:
             stop = first + len(stretch)
             columns = _blank(columns, [at - first for at in folders if first <= at < stop])
-        for width, then, now in zip(WIDTHS, sight.columns, columns, strict=True):
+        for width, then, now in zip(_WIDTHS, sight.columns, columns, strict=True):
             if then[width * first : width * (first + MANY)] != now:
                 return False
     return True
@@ -199,14 +200,14 @@ def renewed(sight: Sight, gone: Collection[bytes], placed: Mapping[bytes, Number
         for name, numbers in placed.items():
             at = positions[name]
             (folders.add if stat.S_ISDIR(numbers[MODE]) else folders.discard)(at)
-            for column, code, width, one in zip(columns, _CODES, WIDTHS, numbers, strict=True):
+            for column, code, width, one in zip(columns, CODES, _WIDTHS, numbers, strict=True):
                 struct.pack_into(f"<{code}", column, width * at, one)
         return sight._replace(
             columns=tuple(map(bytes, columns)), folders=tuple(sorted(folders)), own=0
         )
     unpacked = [
         struct.unpack(f"<{len(names)}{code}", column)
-        for code, column in zip(_CODES, sight.columns, strict=True)
+        for code, column in zip(CODES, sight.columns, strict=True)
     ]
     rows: dict[bytes, Any] = dict(zip(names, zip(*unpacked, strict=True), strict=True))
     for name in gone:
@@ -231,7 +232,8 @@ class Writing:
         """How many were added."""
         self._path = path
         self._chunk: list[Sight] = []
-        self._bytes = 0
+        self._names = 0
+        """How many wait to be written; a directory without any counts, too."""
         self._digest = blake3()
         self._file: BinaryIO | None = None
         with contextlib.suppress(OSError):
@@ -242,8 +244,8 @@ class Writing:
         """One more."""
         self.count += 1
         self._chunk.append(sight)
-        self._bytes += len(sight.columns[INO]) + 8
-        if self._bytes >= 8 * CHUNK:
+        self._names += sight.many + 1
+        if self._names >= CHUNK:
             self._put_chunk()
 
     def publish(self, final: str, *, whole: bool) -> None:
@@ -266,7 +268,7 @@ class Writing:
     def _put_chunk(self) -> None:
         self._put(list(map(tuple, self._chunk)))
         self._chunk.clear()
-        self._bytes = 0
+        self._names = 0
 
     def _put(self, value: str | bool | list[tuple[Any, ...]]) -> None:
         data = marshal.dumps(value, _FORMAT)
