@@ -129,6 +129,11 @@ def scratch(path: str) -> sqlite3.Connection:
     """A file that is written in one transaction, which is open, and then published."""
     # SQLite says of a full disk that it cannot open the file; the system says why.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    return rewriting(path)
+
+
+def rewriting(path: str) -> sqlite3.Connection:
+    """The same of a file that is there, a copy of another: of no use any more where that fails."""
     db = connect(path)
     db.execute("PRAGMA journal_mode=OFF")
     db.execute("PRAGMA synchronous=OFF")

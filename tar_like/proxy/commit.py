@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
-from tar_like.database import attach, connect, scratch
+from tar_like.database import attach, connect, rewriting, scratch
 from tar_like.dirfd import open_file
 from tar_like.errors import Conflict, counted, shown
 from tar_like.index import Index
@@ -438,10 +438,7 @@ class _Commit:
         meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot, "landed": algorithm}
         if not self._destination.durability.lasts:
             meta[UNSYNCED] = machine().hex()
-        with contextlib.closing(connect(path)) as db:
-            db.execute("PRAGMA journal_mode=OFF")
-            db.execute("PRAGMA synchronous=OFF")
-            db.execute("BEGIN")
+        with contextlib.closing(rewriting(path)) as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
             if self._patch is None:
                 db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")

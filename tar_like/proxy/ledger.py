@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tar_like.database import attach, connect, connect_readonly, scratch
+from tar_like.database import attach, connect_readonly, rewriting, scratch
 from tar_like.index import Index
 from tar_like.layout import sort_key
 from tar_like.proxy.durable import machine, may_be_lost
@@ -249,14 +249,11 @@ def whole_ledger(path: str, folder: str, landed: str) -> None:
     """
     shutil.copyfile(os.path.join(folder, "index.db"), path)
     leaves = os.path.join(folder, LEAVES)
-    db = connect(path)
+    db = rewriting(path)
     try:
         attach(db, landed, "source")
         if os.path.exists(leaves):
             attach(db, leaves, "leaves")
-        db.execute("PRAGMA journal_mode=OFF")
-        db.execute("PRAGMA synchronous=OFF")
-        db.execute("BEGIN")
         db.execute(LANDED)
         db.execute("INSERT INTO landed SELECT * FROM source.landed WHERE digest != x''")
         db.execute(LEAF)
@@ -272,10 +269,7 @@ def add_indexes(path: str) -> None:
 
     Raises sqlite3.Error.
     """
-    with contextlib.closing(connect(path)) as db:
-        db.execute("PRAGMA journal_mode=OFF")
-        db.execute("PRAGMA synchronous=OFF")
-        db.execute("BEGIN")
+    with contextlib.closing(rewriting(path)) as db:
         for name, columns in INDEXES.items():
             db.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {columns}")
         db.execute("COMMIT")

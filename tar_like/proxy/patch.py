@@ -19,7 +19,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 
-from tar_like.database import attach, connect, scratch
+from tar_like.database import attach, connect, rewriting, scratch
 from tar_like.index import schema
 from tar_like.layout import DIRECTORY, FILE
 from tar_like.proxy.deletion import Extra
@@ -202,17 +202,12 @@ class Patch:
         ``landed`` is a file with that table, for the entries of the transfer. The offsets are
         those of the base: they count for nothing. Raises OSError, sqlite3.Error.
         """
-        if not self._structural:
-            shutil.copyfile(ledger, path)
+        if self._structural:
+            db = schema.create(path)
         else:
-            new = schema.create(path)
-            new.execute("COMMIT")
-            new.close()
-        db = connect(path, "rw")
+            shutil.copyfile(ledger, path)
+            db = rewriting(path)
         try:
-            db.execute("PRAGMA journal_mode=OFF")
-            db.execute("PRAGMA synchronous=OFF")
-            db.execute("PRAGMA cache_size=-8192")
             for name, other in (
                 ("patch", self.path),
                 ("idx", os.path.join(self._path, "index.db")),
@@ -221,7 +216,6 @@ class Patch:
                 attach(db, other, name)
             if self._structural:
                 attach(db, ledger, "base")
-            db.execute("BEGIN")
             if self._structural:
                 db.execute(LANDED)
                 db.execute(LEAF)

@@ -3,8 +3,9 @@
     survey > questions for the sender, if it can be asked (the old versions are read meanwhile)
            > answers > assemble what is here (several processes) > sync > kept.db > plan.db
 
-Runs in a process of its own where the destination holds anything: files are read, and a serving
-process must go on answering. It can be killed anywhere and run again; what it has published stays.
+Runs in a process of its own where the destination holds anything, unless only a few small files
+differ: files are read, and a serving process must go on answering. It can be killed anywhere and
+run again; what it has published stays.
 """
 
 from __future__ import annotations

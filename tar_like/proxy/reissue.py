@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 
-from tar_like.database import connect, scratch
+from tar_like.database import rewriting, scratch
 from tar_like.index import Index
 from tar_like.layout import place
 from tar_like.proxy.ledger import INDEXES, LEAF, LEAVES, OF_LEDGER, OFFSETS
@@ -21,11 +21,8 @@ def reissue(destination: Destination, folder: str) -> str:
     """
     path = os.path.join(folder, "index.db")
     shutil.copyfile(destination.ledger, path)
-    db = connect(path, "rw")
+    db = rewriting(path)
     try:
-        db.execute("PRAGMA journal_mode=OFF")
-        db.execute("PRAGMA synchronous=OFF")
-        db.execute("BEGIN")
         db.execute("DROP TABLE landed")
         for name in INDEXES:
             db.execute(f"DROP INDEX IF EXISTS {name}")
