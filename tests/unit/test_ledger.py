@@ -105,6 +105,26 @@ def test_content_is_found_under_another_name(source: Path, dest: Path) -> None:
     }
 
 
+def test_a_sender_is_asked_about_what_the_sizes_and_times_of_files_say(
+    source: Path, dest: Path
+) -> None:
+    asked = 0
+    for number, path in enumerate(sorted((source / "a").glob("[0-9]*"))):
+        size = path.stat().st_size
+        path.rename(source / f"empty/moved {path.name}")
+        if number % 2:
+            (source / f"empty/moved {path.name}").touch()
+        asked += not number % 2 or size >= 4096
+    (source / "b/of no size that there is").write_bytes(b"x" * 9000)
+    (source / "b/nothing").touch()
+    job = Job(source, dest, algorithm="none", negotiate=False)
+    try:
+        job.transfer.negotiate(4096, ask=True)
+        assert job.transfer.open_questions == asked > 3
+    finally:
+        job.close()
+
+
 def test_a_tree_is_opened_again_without_what_is_the_ledgers_own(source: Path, dest: Path) -> None:
     from tar_like.proxy.offer import reopen
 
