@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
-from tar_like.database import attach, connect, rewriting, scratch
+from tar_like.database import attach, scratch
 from tar_like.dirfd import open_file
 from tar_like.errors import Conflict, counted, shown
 from tar_like.index import Index
@@ -30,21 +29,13 @@ from tar_like.layout import FILE
 from tar_like.plan import Plan
 from tar_like.proxy.adopt import Adoption
 from tar_like.proxy.apply import Applier
-from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.deletion import Deletion, reason_to_hold
 from tar_like.proxy.directories import Directories
 from tar_like.proxy.doubt import distrust
-from tar_like.proxy.durable import machine
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
-from tar_like.proxy.ledger import (
-    LANDED,
-    UNSYNCED,
-    add_indexes,
-    plan_of,
-    version_of,
-    whole_ledger,
-)
+from tar_like.proxy.ledger import LANDED, plan_of, version_of
+from tar_like.proxy.nextledger import NextLedger
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.patch import is_outdated, is_patch, patch_of
 from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
@@ -140,6 +131,11 @@ class _Commit:
         self._undeleted: list[Failure] = []
         self._held = ""
         name = self._rules.snapshot
+        algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        self._ledger = NextLedger(
+            destination, self._path, self._patch,
+            {"plan": self._plan.id, "snapshot": name, "landed": algorithm},
+        )  # fmt: skip
         self._snapshot = Snapshot(destination, self._path, name) if name else None
         self._root = self._snapshot.tree if self._snapshot else destination.root
         """Where the tree is put together."""
@@ -147,7 +143,8 @@ class _Commit:
         self._filesystem = os.open(destination.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Close the filesystem."""
+        """Close what is open."""
+        self._ledger.close()
         os.close(self._filesystem)
 
     def run(self) -> Outcome | None:
@@ -162,6 +159,8 @@ class _Commit:
             return Outcome(token="")
         if self._snapshot is not None:
             self._snapshot.begin()
+        if self._jobs == 1 and not self._destination.donors(self._id):
+            self._ledger.begin()  # on a thread: no process is forked here
         with Pool(self._jobs, self._path, self._root) as pool:
             failures = self._source_failures()
             if not self._verified and (revoked := self._verify(pool)):
@@ -384,10 +383,10 @@ class _Commit:
             self._sync()
             self._snapshot.switch()
             self._sync()
-        folder = self._destination.temporary()
         before = version_of(self._destination.ledger)
         if self._patch is None or self._patch.fits(self._destination.ledger):
-            self._write_ledger(folder)  # else it was published before a crash
+            self._ledger.publish(self._landed)  # else it was published before a crash
+        folder = self._destination.temporary()
         for transfer_id in (self._id, *([self._patch.tree] if self._patch else ())):
             report = os.path.join(folder, "report.json")
             with open(report, "wb") as file:
@@ -415,43 +414,6 @@ class _Commit:
             return self._patch.changes(self._landed)
         except (OSError, sqlite3.Error):
             return None
-
-    def _write_ledger(self, folder: str) -> None:
-        """Say what is at the destination from now on."""
-        ledger = os.path.join(folder, "ledger.db")
-        self._fill_ledger(ledger)
-        try:
-            add_indexes(ledger)
-        except sqlite3.Error:  # no room to sort, say: they are there for speed alone
-            os.unlink(ledger)
-            self._fill_ledger(ledger)
-        with contextlib.closing(connect(ledger, "ro")) as db:
-            self._forget_chunks(db)
-        self._destination.durability.publish(ledger, self._destination.ledger)
-
-    def _fill_ledger(self, path: str) -> None:
-        if self._patch is not None:
-            self._patch.merge(self._destination.ledger, path, self._landed)
-        else:
-            whole_ledger(path, self._path, self._landed)
-        algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
-        meta = {"plan": self._plan.id, "snapshot": self._rules.snapshot, "landed": algorithm}
-        if not self._destination.durability.lasts:
-            meta[UNSYNCED] = machine().hex()
-        with contextlib.closing(rewriting(path)) as db:
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
-            if self._patch is None:
-                db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
-            db.execute("COMMIT")
-
-    def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
-        """Keep the lists of chunks of files that are in place."""
-        query = (
-            "SELECT lower(hex(digest)) FROM entry CROSS JOIN landed ON entry_id = id "
-            "WHERE kind = 'f' AND size BETWEEN ? AND ?"
-        )
-        rows = ledger.execute(query, (SMALLEST_FILE, LARGEST_FILE))
-        ChunkCache(self._destination.chunks).keep(row[0] for row in rows)
 
     def _report(self, failures: list[Failure]) -> Status:
         count = self._plan.block_count

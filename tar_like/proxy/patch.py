@@ -72,16 +72,18 @@ WHERE p.id NOT IN (SELECT id FROM mine);
 INSERT INTO main.leaf SELECT * FROM base.leaf;
 INSERT INTO main.meta SELECT key, value FROM base.meta;
 """
-_MERGE = """
+_ENTRIES = """
 CREATE UNIQUE INDEX temp.mine_by_id ON mine (id);
 UPDATE main.entry SET (kind, size, mode, mtime, uid, gid, target, ctime, ino, token) =
   (SELECT e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino, e.token
    FROM mine m JOIN idx.entry e ON e.id = m.entry_id WHERE m.id = entry.id)
 WHERE id IN (SELECT id FROM mine);
-INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
-FROM source.landed l JOIN mine m USING (entry_id) WHERE l.digest != x'';
 INSERT INTO main.segment SELECT m.id, s.start, s.stop
 FROM idx.segment s JOIN mine m USING (entry_id)
+"""
+_HAS_LANDED = """
+INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
+FROM source.landed l JOIN mine m USING (entry_id) WHERE l.digest != x''
 """
 
 # The leaves are those of the base until now.
@@ -125,17 +127,20 @@ class Patch:
 
     def __init__(self, path: str) -> None:
         """``path`` is the transfer's folder. Raises sqlite3.Error."""
-        self._path = path
         self.path = os.path.join(path, NAME)
+        self.index = os.path.join(path, "index.db")
+        """Of what is new or not as it was."""
         db = connect(self.path, "ro")
         try:
             meta = dict(db.execute("SELECT key, value FROM meta"))
-            self._structural = bool(
+            structural = bool(
                 db.execute("SELECT EXISTS (SELECT 1 FROM at WHERE base_id IS NULL)").fetchone()[0]
                 or db.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()[0]
             )
         finally:
             db.close()
+        self.structural = structural
+        """Whether a name has come or gone."""
         self.tree = meta["tree"]
         """The id of the index of the whole tree."""
         self.base = meta["plan"]
@@ -164,7 +169,7 @@ class Patch:
                 gone.setdefault(folder, []).append(name)
                 if kind == DIRECTORY:
                     lost.add(path)
-            attach(db, os.path.join(self._path, "index.db"), "idx")
+            attach(db, self.index, "idx")
             attach(db, landed, "source")
             for path, kind, mode, mtime, size, uid, gid, ino, ctime in db.execute(_PLACED):
                 folder, _, name = path.rpartition(b"/")
@@ -196,38 +201,63 @@ class Patch:
         finally:
             db.close()
 
-    def merge(self, ledger: str, path: str, landed: str) -> None:
-        """Write the index of the whole tree, and what has landed, to a new file.
+    def draft(self, ledger: str, path: str) -> Draft:
+        """The ledger of the whole tree, in a new file that nothing is in yet. Raises sqlite3.Error.
 
-        ``landed`` is a file with that table, for the entries of the transfer. The offsets are
-        those of the base: they count for nothing. Raises OSError, sqlite3.Error.
+        ``ledger`` is the one that this is a difference to.
         """
-        if self._structural:
-            db = schema.create(path)
+        return Draft(self, ledger, path)
+
+
+class Draft:
+    """A ledger that a commit will leave: the one that there is, with a patch.
+
+    Most of it is the same whatever becomes of the files, and can be done beside their being put in
+    place, also by another thread: for most of the time SQLite is at work.
+    """
+
+    def __init__(self, patch: Patch, ledger: str, path: str) -> None:
+        self._patch, self._ledger, self._path = patch, ledger, path
+        self._db: sqlite3.Connection | None = None
+
+    def begin(self) -> None:
+        """All but what has landed. Raises OSError, sqlite3.Error.
+
+        The offsets are those of the base: they count for nothing.
+        """
+        patch, structural = self._patch, self._patch.structural
+        if structural:
+            self._db = db = schema.create(self._path)
         else:
-            shutil.copyfile(ledger, path)
-            db = rewriting(path)
-        try:
-            for name, other in (
-                ("patch", self.path),
-                ("idx", os.path.join(self._path, "index.db")),
-                ("source", landed),
-            ):
-                attach(db, other, name)
-            if self._structural:
-                attach(db, ledger, "base")
-            if self._structural:
-                db.execute(LANDED)
-                db.execute(LEAF)
-            for statement in ((_MOVED if self._structural else _IN_PLACE) + _MERGE).split(";"):
-                db.execute(statement)
-            (stay,) = db.execute(_LEAVES_STAY).fetchone()
-            for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
-                db.execute(statement)
-            self._describe(db)
-            db.execute("COMMIT")
-        finally:
-            db.close()
+            shutil.copyfile(self._ledger, self._path)
+            self._db = db = rewriting(self._path)
+        attach(db, patch.path, "patch")
+        attach(db, patch.index, "idx")
+        if structural:
+            attach(db, self._ledger, "base")
+            db.execute(LANDED)
+            db.execute(LEAF)
+        for statement in ((_MOVED if structural else _IN_PLACE) + _ENTRIES).split(";"):
+            db.execute(statement)
+        (stay,) = db.execute(_LEAVES_STAY).fetchone()
+        for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
+            db.execute(statement)
+        self._describe(db)
+
+    def end(self, landed: str) -> None:
+        """Write the rest. ``landed`` is a file with that table, for the entries of the transfer.
+
+        Raises sqlite3.Error.
+        """
+        assert self._db is not None
+        attach(self._db, landed, "source")
+        self._db.execute(_HAS_LANDED)
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._db is not None:
+            self._db.close()
 
     def _describe(self, db: sqlite3.Connection) -> None:
         """What the file says of itself, but for what a ledger says besides."""
@@ -235,8 +265,8 @@ class Patch:
             "SELECT count(*), coalesce(sum(size), 0) FROM main.entry WHERE kind = 'f'"
         ).fetchone()
         meta = {
-            "id": self.tree,
-            "entries": str(self.entries),
+            "id": self._patch.tree,
+            "entries": str(self._patch.entries),
             "files": str(files),
             "bytes": str(size),
             OFFSETS: "stale",

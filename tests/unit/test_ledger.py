@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from tar_like.proxy import commit, ledger
+from tar_like.proxy import ledger, nextledger
 from tar_like.proxy.ledger import INDEXES, Ledger
 from tests.trees import assert_same
 from tests.unit.receiver import Job, sync
@@ -41,7 +41,7 @@ def dest(
 ) -> Path:
     """A destination; the disk was too full to sort what indexes are made of, maybe."""
     if request.param == "not indexed":
-        monkeypatch.setattr(commit, "add_indexes", no_room)
+        monkeypatch.setattr(nextledger, "add_indexes", no_room)
     assert sync(source, work / "dst") == {}
     assert names_of_indexes(work / "dst") == (set(INDEXES) if request.param == "indexed" else set())
     return work / "dst"

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
@@ -36,7 +37,7 @@ from tar_like.proxy.look import (
     run_look,
 )
 from tar_like.proxy.offer import offer
-from tar_like.proxy.patch import Patch
+from tar_like.proxy.patch import Draft, Patch
 from tar_like.proxy.patching import BODY, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Planning
@@ -451,6 +452,34 @@ def test_what_is_remembered_after_a_patch_is_what_lies_there(
     (target.dest / "d/e/f").write_bytes(b"others")
     assert not target.look()[1].same
     assert target.look()[1] == by_rows()
+
+
+@pytest.mark.parametrize("structural", [False, True])
+def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch, structural: bool
+) -> None:
+    begin_draft, threads = Draft.begin, list[bool]()
+
+    def no_room_beside(draft: Draft) -> None:
+        beside = threading.current_thread() is not threading.main_thread()
+        threads.append(beside)
+        begin_draft(draft)
+        if beside:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Draft, "begin", no_room_beside)
+    (source / "d/c").chmod(0o600)
+    if structural:
+        (source / "d/new").write_bytes(b"")
+        (source / "z").unlink()
+    tree, body, seen = honest(source, target, work / "spool")
+    target.commit(target.put(tree, body, seen))
+    assert threads == [True, False]
+    trees.assert_same(source, target.dest)
+    target.assert_consistent()
+    seen = target.look()[1]
+    assert seen.same and seen.index == tree
+    assert not os.listdir(os.path.join(target.destination.home, "tmp"))
 
 
 def test_leaves_that_are_cut_otherwise_are_kept_so(target: Target) -> None:
