@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from tar_like.source.stretch import STRETCH, unpack_told
+from tar_like.source.stretch import STRETCH
 
 _HEAD = struct.Struct("<III")
 _COUNT = struct.Struct("<I")
@@ -53,18 +53,21 @@ class Leaf(NamedTuple):
         directory, at = data[at : at + above], at + above
         names, at = data[at : at + joined].split(b"\0"), at + joined
         told, at = data[at : at + _ROW * count], at + _ROW * count
-        few = []
-        for _ in range(3):
-            values, at = _untable(data, at, count)
-            few.append(values)
+        few: list[dict[int, bytes]] = [{}, {}, {}]
+        if data[at:] == _NONE * 3:  # mostly
+            at = len(data)
+        else:
+            for number in range(3):
+                few[number], at = _untable(data, at, count)
         if len(names) != count or len(told) != _ROW * count or at != len(data):
             raise ValueError("A leaf has another length than it says.")
         return cls(directory, names, told, *few)
 
     @property
-    def columns(self) -> list[tuple[int, ...]]:
-        """Modes, sizes, mtimes, uids, gids."""
-        return unpack_told(self.told, len(self.names))
+    def starts(self) -> tuple[int, int, int, int, int]:
+        """Where in ``told`` modes, sizes, mtimes, uids and gids begin."""
+        count = len(self.names)
+        return 0, 4 * count, 12 * count, 20 * count, 24 * count
 
 
 def _table(values: dict[int, bytes]) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tar_like import digest
@@ -89,6 +89,14 @@ def check_rows(index: Index, leaf: TakeLeaf | None = None) -> str:
     return identity.id()
 
 
+def check_made(rows: Iterable[tuple[Any, ...]], algorithm: str) -> None:
+    """Check rows of entries that are yet to be written. Raises IndexInvalid."""
+    entries = map(Entry._make, rows)
+    rules = _Rows(_HASH_SIZES[algorithm])
+    while chunk := list(itertools.islice(entries, CHUNK)):
+        rules.check(chunk)
+
+
 def check_entries(index: Index, take: Callable[[list[Entry]], None] = lambda _: None) -> None:
     """Check its entries and their segments; each is taken. Raises IndexInvalid."""
     rows = _Rows(_HASH_SIZES[index.algorithm])
@@ -100,7 +108,7 @@ def check_entries(index: Index, take: Callable[[list[Entry]], None] = lambda _: 
         raise IndexInvalid("The index has no root.")
     if str(rows.count) != str(index.entry_count):
         raise IndexInvalid("The index does not hold as many entries as it says.")
-    _check_segments(index)
+    check_segments(index)
 
 
 def _named(path: bytes) -> str:
@@ -245,7 +253,8 @@ def _first(index: Index, entry_id: int) -> bytes:
     return entry.path
 
 
-def _check_segments(index: Index) -> None:
+def check_segments(index: Index) -> None:
+    """Check what is said of files with holes. Raises IndexInvalid."""
     size = last = -1
     entry_id: int | None = None
     for owner, start, stop in index.segments():

@@ -192,9 +192,33 @@ class Answers:
         ).fetchone()
         return None if row is None else Answer._make(row)
 
+    def digests(self) -> Digests:
+        """The digests, for who asks for them in order."""
+        return Digests(self._db)
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+class Digests:
+    """Answers' digests, read in step with who asks for them by ascending entries."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._rows: Iterator[tuple[int, bytes]] = iter(())
+        self._asked = self._at = 1 << 63
+        self._digest = b""
+
+    def of(self, entry_id: int) -> bytes:
+        """The digest of an entry; empty where there is none."""
+        if entry_id < self._asked:
+            query = "SELECT entry_id, digest FROM answer WHERE entry_id >= ? ORDER BY entry_id"
+            self._rows, self._at = self._db.execute(query, (entry_id,)), -1
+        self._asked = entry_id
+        while self._at < entry_id:
+            self._at, self._digest = next(self._rows, (1 << 63, b""))
+        return self._digest if self._at == entry_id else b""
 
 
 def check_answers(path: str, questions: Questions, index: Index) -> None:

@@ -1,24 +1,29 @@
 """The names of one directory as they were, in leaves that a tree has no more.
 
-    leaf of the tree > its names, off those that were > which of them may differ, with their rows
+    leaf of the tree > its names, off those that were > which of them may differ, and their rows
 
-A sight of the directory tells most of it: a row of the ledger is read only where columns differ.
+A sight of the directory tells most of it: a row of the ledger is looked up only where columns
+differ. Where a leaf has just the names of one before, these are not even told apart.
 """
 
 from __future__ import annotations
 
 import stat
-import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 from tar_like.index.leaf import Leaf
 from tar_like.proxy.ledger import LeafRow
-from tar_like.proxy.rows import PATH, Row, Rows
-from tar_like.proxy.sights import CODES, GID, MODE, MTIME, SIZE, UID, Sight
+from tar_like.proxy.rows import PATH, UNKNOWN, Row, Rows
+from tar_like.proxy.sights import GID, MODE, MTIME, SIZE, UID, WIDTHS, Sight
 
 _TOLD = (MODE, SIZE, MTIME, UID, GID)
 """The columns of a sight in the order of those of a leaf."""
+_SYMLINK = stat.S_IFLNK >> 8
+"""The upper byte of a mode is no less for a symlink, and is less for files and directories."""
+
+Was = Row | int | None
+"""What a name was: its row, or the number that this is likely to have; None for a new name."""
 
 
 class Former:
@@ -28,12 +33,13 @@ class Former:
         self, rows: Rows, directory: bytes, leaves: Iterable[LeafRow], sight: Sight | None
     ) -> None:
         """``leaves`` are the ledger's; ``sight`` says of their names what the ledger says."""
-        self._rows = rows
         self._prefix = directory + b"/" if directory else b""
-        self._left: dict[bytes, int | Row] = {}
-        """The position of a name in the sight, or its row."""
-        self._columns: list[tuple[int, ...]] = []
-        self._first_row: int | None = None
+        self._sight: Sight | None = None
+        self._names: list[bytes] = []
+        self._ranges: dict[bytes, tuple[int, int]] = {}
+        """Positions in the sight of leaves that are left as a whole, by their first names."""
+        self._left: dict[bytes, Row | int] = {}
+        """The others, by name: a row, or a position in the sight."""
         if sight is not None and directory and self._take_seen(leaves, sight):
             return
         for leaf in leaves:
@@ -42,66 +48,66 @@ class Former:
 
     def _take_seen(self, leaves: Iterable[LeafRow], sight: Sight) -> bool:
         """Take the names from a sight; False where it has them not."""
-        names = sight.listed
+        self._names = names = sight.listed
         for leaf in leaves:
             first = bisect_left(names, leaf.first)
-            some = names[first : first + leaf.names]
-            if len(some) != leaf.names or some[0] != leaf.first:
-                self._left.clear()
+            stop = first + leaf.names
+            if stop > len(names) or names[first] != leaf.first:
+                self._ranges.clear()
                 return False
-            self._left.update(zip(some, range(first, first + leaf.names), strict=True))
-        self._columns = [
-            struct.unpack(f"<{len(names)}{CODES[column]}", sight.columns[column])
-            for column in _TOLD
-        ]
-        if not sight.folders:
-            self._first_row = sight.row + 1
+            self._ranges[leaf.first] = first, stop
+        self._sight = sight
         return True
 
-    def differing(
-        self, leaf: Leaf, columns: list[tuple[int, ...]]
-    ) -> Iterator[tuple[int, Row | None]]:
-        """Positions in a leaf of what may be other than it was, and its row; None for new names.
+    def differing(self, leaf: Leaf) -> Iterator[tuple[int, Was]]:
+        """Positions in a leaf of what may be other than it was, and what it was."""
+        first, stop = self._ranges.get(leaf.names[0], (0, 0))
+        if self._names[first:stop] == leaf.names:
+            del self._ranges[leaf.names[0]]
+            for position in self._unlike(leaf, first):
+                yield position, self._number(first + position)
+            return
+        for first, stop in self._ranges.values():
+            self._left.update(zip(self._names[first:stop], range(first, stop), strict=True))
+        self._ranges.clear()
+        for position, name in enumerate(leaf.names):
+            was = self._left.pop(name, None)
+            yield position, self._number(was) if isinstance(was, int) else was
 
-        ``columns`` are the leaf's.
+    def _unlike(self, leaf: Leaf, first: int) -> Iterable[int]:
+        """Positions of names, the same as from there on, that columns do not say to be the same.
+
+        The hot path.
         """
-        was = [self._left.pop(name, None) for name in leaf.names]
-        for position in self._candidates(leaf, columns, was):
-            one = was[position]
-            if isinstance(one, int):
-                yield position, self._row(leaf.names[position], one)
-            else:
-                yield position, one
-
-    def _candidates(
-        self, leaf: Leaf, columns: list[tuple[int, ...]], was: list[int | Row | None]
-    ) -> Iterable[int]:
-        """Positions of names of which the columns do not say that they are the same."""
-        first, count = was[0], len(was)
-        if (
-            not self._columns
-            or not isinstance(first, int)
-            or was != list(range(first, first + count))
-        ):
-            return range(count)  # nothing is known of them, or a name has come or gone
+        assert self._sight is not None
+        told, count = leaf.told, len(leaf.names)
         found = set(leaf.targets)
-        if max(columns[0]) >= stat.S_IFLNK:  # of symlinks the columns say too little
-            found.update(at for at, mode in enumerate(columns[0]) if stat.S_ISLNK(mode))
-        for then, now in zip(self._columns, columns, strict=True):
-            then = then[first : first + count]
-            if then != now:
-                found.update(at for at in range(count) if then[at] != now[at])
+        if max(told[1 : 4 * count : 4]) >= _SYMLINK:  # of symlinks the columns say too little
+            found.update(at for at in range(count) if told[4 * at + 1] >= _SYMLINK)
+        for column, start in zip(_TOLD, leaf.starts, strict=True):
+            width = WIDTHS[column]
+            now = told[start : start + width * count]
+            then = self._sight.columns[column][width * first : width * (first + count)]
+            if now != then:
+                found.update(
+                    at // width
+                    for at in range(0, width * count, width)
+                    if now[at : at + width] != then[at : at + width]
+                )
         return sorted(found)
 
-    def left(self) -> Iterator[Row]:
-        """The rows of those that no leaf has."""
-        for name, one in self._left.items():
-            row = self._row(name, one) if isinstance(one, int) else one
-            if row is not None:
-                yield row
+    def left(self) -> Iterator[tuple[bytes, Row | int]]:
+        """The paths of those that no leaf has, and what they were."""
+        for first, stop in self._ranges.values():
+            for position in range(first, stop):
+                yield self._prefix + self._names[position], self._number(position)
+        for name, was in self._left.items():
+            yield self._prefix + name, self._number(was) if isinstance(was, int) else was
 
-    def _row(self, name: bytes, position: int) -> Row | None:
-        path = self._prefix + name
-        if self._first_row is None:
-            return self._rows.entry(path)
-        return self._rows.near(self._first_row + position, path)
+    def _number(self, position: int) -> int:
+        """The number that the row is likely to have of what is at a position in the sight."""
+        assert self._sight is not None
+        folders = self._sight.folders
+        if folders and folders[0] < position:
+            return UNKNOWN  # what is below that one lies between
+        return self._sight.row + 1 + position

@@ -44,7 +44,8 @@ LEAVES = "leaves.db"
 """Has that table, beside the index of a transfer."""
 OF_LEDGER = ("landed", "newest", "plan", "snapshot", "unsynced", "offsets")
 """What a ledger says of itself that an index does not."""
-UNSYNCED, OFFSETS = "unsynced", "offsets"
+UNSYNCED, OFFSETS, LINKED = "unsynced", "offsets", "linked"
+"""In its meta: who wrote it unsynced, that its offsets are stale, whether it has hard links."""
 _BY_PATH = """
 SELECT e.id, e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM entry e JOIN landed l ON l.entry_id = e.id
@@ -56,6 +57,14 @@ CROSS JOIN entry e ON e.id = l.entry_id WHERE l.digest = w.digest AND e.size > 0
 """
 _LEAVES = """
 SELECT directory, first, names, digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number
+"""
+_IN_GAPS = """
+SELECT l.directory, l.first, l.names, l.digest
+FROM temp.gap g CROSS JOIN leaf l ON l.number >= g.first AND l.number < g.stop
+"""
+_OF_FOLDERS = """
+SELECT number, directory, first, names, digest FROM leaf
+WHERE directory IN (SELECT path FROM temp.folder) ORDER BY number
 """
 _DIGESTS = "SELECT digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number"
 INDEXES = {
@@ -194,14 +203,31 @@ class Ledger:
         """
         return map(LeafRow._make, self._of_leaves(_LEAVES, first, stop))
 
+    def leaves_between(self, gaps: Iterable[tuple[int, int]]) -> Iterator[LeafRow]:
+        """The same of several ranges of numbers. Raises sqlite3.Error."""
+        if self._db is not None:
+            self._db.execute("DROP TABLE IF EXISTS temp.gap")
+            self._db.execute("CREATE TEMP TABLE gap (first INTEGER, stop INTEGER)")
+            self._db.executemany("INSERT INTO temp.gap VALUES (?, ?)", gaps)
+        return map(LeafRow._make, self._of_leaves(_IN_GAPS))
+
+    def leaves_of(self, folders: Iterable[bytes]) -> Iterator[tuple[int, LeafRow]]:
+        """The leaves of directories, with their numbers. Raises sqlite3.Error."""
+        if self._db is not None:
+            self._db.execute("DROP TABLE IF EXISTS temp.folder")
+            self._db.execute("CREATE TEMP TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID")
+            rows = ((one,) for one in folders)
+            self._db.executemany("INSERT OR IGNORE INTO temp.folder VALUES (?)", rows)
+        return ((row[0], LeafRow._make(row[1:])) for row in self._of_leaves(_OF_FOLDERS))
+
     def digests(self, first: int, stop: int) -> list[bytes]:
         """The digests of leaves. Raises sqlite3.Error."""
         return [digest for (digest,) in self._of_leaves(_DIGESTS, first, stop)]
 
-    def _of_leaves(self, query: str, first: int, stop: int) -> Iterable[tuple[Any, ...]]:
+    def _of_leaves(self, query: str, *values: int) -> Iterable[tuple[Any, ...]]:
         if self._db is None or not self._has_leaves:
             return ()
-        return self._db.execute(query, (first, stop))
+        return self._db.execute(query, values)
 
     @cached_property
     def _has_leaves(self) -> bool:

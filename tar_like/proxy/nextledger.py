@@ -17,9 +17,11 @@ from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import connect, rewriting
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.durable import machine
-from tar_like.proxy.ledger import UNSYNCED, add_indexes, whole_ledger
+from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, whole_ledger
 from tar_like.proxy.patch import Draft, Patch
 from tar_like.proxy.place import Destination
+
+_ANY_LINK = "EXISTS (SELECT 1 FROM entry WHERE kind = 'h')"
 
 
 class NextLedger:
@@ -116,6 +118,7 @@ class NextLedger:
         with contextlib.closing(rewriting(self._file)) as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
             if self._patch is None:
+                db.execute(f"INSERT OR REPLACE INTO meta SELECT '{LINKED}', {_ANY_LINK}")
                 db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
             db.execute("COMMIT")
 

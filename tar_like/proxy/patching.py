@@ -13,9 +13,11 @@ import contextlib
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from itertools import pairwise
+from typing import BinaryIO
 
 from blake3 import blake3
 
@@ -24,15 +26,15 @@ from tar_like.errors import Conflict, IndexInvalid
 from tar_like.index import Index, schema
 from tar_like.index.build import describe
 from tar_like.index.identity import NO_HASH, Identity
-from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import Numbering
 from tar_like.index.reader import PATCH_OF
-from tar_like.index.validation import check_entries
+from tar_like.index.validation import check_made, check_segments
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
 from tar_like.proxy.folding import folding
 from tar_like.proxy.former import Former
-from tar_like.proxy.ledger import LeafRow, Ledger
+from tar_like.proxy.given import Given, GivenLeaf, read_leaf
+from tar_like.proxy.ledger import LINKED, LeafRow, Ledger
 from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
@@ -40,98 +42,17 @@ from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import ID, PATH, Row, Rows
 from tar_like.proxy.seal import broken
 from tar_like.proxy.sights import Sight
-from tar_like.source import Found, Skipped, Wanted
-from tar_like.source.stretch import BITS, FORMAT, KINDS
-from tar_like.wire import MOST_PATCHED, SEGMENT, PatchHead
+from tar_like.source import Skipped, Wanted
+from tar_like.wire import MOST_PATCHED, PatchHead
 
 _LENGTH = struct.Struct("<I")
 BODY = "body"
 """The name of the file that a patch arrives in."""
-_MAX_HEAD, _MAX_LEAF = 8 << 20, 4 << 20
+_MAX_HEAD = 8 << 20
 WHOLE = "offer the whole index"
 _DIGESTS = 4096
 """Leaves whose digests are held in memory."""
 _NO_LEAVES = "The patch takes leaves that there are not."
-_ONLY_WHOLE = "The patch has what only a whole index may have."
-
-
-class Given(NamedTuple):
-    """An entry of the tree."""
-
-    values: tuple[Any, ...]
-    """kind, size, mode, mtime, uid, gid, target"""
-    ctime: int
-    ino: int
-    base_id: int | None
-    """Its id in the ledger, which says something else of it; None where it is new."""
-    after: int | None = None
-    """The last id in the ledger that is before it, where it is new."""
-    segments: Sequence[tuple[int, int]] = ()
-    """The ranges that hold data, of a file with holes."""
-    same: bool = False
-    """It only leads to others."""
-
-
-def _found(path: bytes, one: Given) -> Found:
-    """As a scan finds it."""
-    kind, size, mode, mtime, uid, gid, target = one.values
-    return Found(
-        path, kind, size, mode, mtime, uid, gid, target, one.ctime, one.ino,
-        dev=0, links=1, token=b"", segments=tuple(one.segments) or None, xattrs=(),
-    )  # fmt: skip
-
-
-class _Leaf(NamedTuple):
-    """A leaf that was given."""
-
-    leaf: Leaf
-    row: LeafRow
-    ctimes: Sequence[int]
-    inos: Sequence[int]
-    segments: dict[int, list[tuple[int, int]]]
-    """By position: the ranges of a sparse file that hold data."""
-    columns: list[tuple[int, ...]]
-    """Modes, sizes, mtimes, uids, gids."""
-
-    def at(self, position: int) -> Given:
-        """What is at a position, as if it were new. Raises IndexInvalid."""
-        mode, size, mtime, uid, gid = (column[position] for column in self.columns)
-        kind = KINDS.get(mode & FORMAT)
-        if kind is None:
-            raise IndexInvalid(_ONLY_WHOLE)
-        target = self.leaf.targets.get(position, b"")
-        return Given(
-            (kind, size, mode & BITS, mtime, uid, gid, target),
-            self.ctimes[position], self.inos[position], None,
-            segments=self.segments.get(position, ()),
-        )  # fmt: skip
-
-
-def _read_leaf(file: BinaryIO) -> _Leaf:
-    """Raises IndexInvalid."""
-    try:
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        if length > _MAX_LEAF:
-            raise ValueError
-        data = file.read(length)
-        leaf = Leaf.unpack(data)
-        count = len(leaf.names)
-        if b"/" in b"".join(leaf.names) or leaf.names != sorted(set(leaf.names)):
-            raise ValueError
-        ctimes, inos = (struct.unpack(f"<{count}q", file.read(8 * count)) for _ in range(2))
-        segments: dict[int, list[tuple[int, int]]] = {}
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        if length > MOST_PATCHED:
-            raise ValueError
-        for _ in range(length):
-            position, start, stop = SEGMENT.unpack(file.read(SEGMENT.size))
-            segments.setdefault(position, []).append((start, stop))
-    except (ValueError, struct.error):
-        raise IndexInvalid("The patch is damaged.") from None
-    if leaf.firsts or leaf.hashes:
-        raise IndexInvalid(_ONLY_WHOLE)
-    row = LeafRow(leaf.directory, leaf.names[0], count, blake3(data).digest())
-    return _Leaf(leaf, row, ctimes, inos, segments, leaf.columns)
 
 
 def _with_parents(directories: set[bytes]) -> set[bytes]:
@@ -219,7 +140,9 @@ class _Base:
     def __init__(self, path: str, index_id: str) -> None:
         """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
         self._ledger = ledger = Ledger(path)
-        self.plan, self.leaves, self.digests = ledger.plan, ledger.leaves, ledger.digests
+        self.plan = ledger.plan
+        self.leaves_between, self.leaves_of = ledger.leaves_between, ledger.leaves_of
+        self._digests: tuple[int, list[bytes]] = 0, []
         self._db = connect_readonly(path)
         self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
         if (
@@ -227,12 +150,28 @@ class _Base:
             or ledger.snapshot
             or self._meta.get("hash") != "none"
             or self._meta.get("xattrs")
-            or self._any("SELECT 1 FROM entry WHERE kind = 'h' LIMIT 1")
+            or self._has_links
             or self._any("SELECT 1 FROM skipped LIMIT 1")
         ):
             self.close()
             raise Conflict(f"To this tree there can be no difference: {WHOLE}.")
         self.rows = Rows(self._db, _SELECT)
+
+    def digests(self, first: int, stop: int) -> list[bytes]:
+        """The digests of leaves, or of the first ones of them; none after the last one.
+
+        They are read many at a time, which is of use where numbers ascend.
+        """
+        start, digests = self._digests
+        if not start <= first < start + len(digests):
+            start, digests = first, self._ledger.digests(first, first + _DIGESTS)
+            self._digests = start, digests
+        return digests[first - start : stop - start]
+
+    @property
+    def _has_links(self) -> bool:
+        said = self._meta.get(LINKED)  # an earlier version has not said so
+        return said != "0" and self._any("SELECT 1 FROM entry WHERE kind = 'h' LIMIT 1")
 
     def _any(self, query: str) -> bool:
         return self._db.execute(query).fetchone() is not None
@@ -251,6 +190,12 @@ _VALUES, _CTIME, _INO = slice(2, 9), 9, 10
 """Where in a row is what Given has of it."""
 
 
+_WAITING = 1000
+_Waiting = tuple[bytes, int, GivenLeaf | None, int]
+"""A name whose row is to be read: its path, the number that the row is likely to have, and where it
+is given."""
+
+
 class _Patching:
     """One patch on its way into a transfer's folder."""
 
@@ -261,6 +206,8 @@ class _Patching:
         """``recall`` gives what is remembered of the base's directories, where it is exact."""
         self._recall = recall
         self._sights: dict[bytes, Sight] = {}
+        self._folders: dict[bytes, Row | None] = {}
+        """The rows of the directories that there are sights of."""
         self._base = base
         self._head = head
         self._tree = tree
@@ -271,7 +218,7 @@ class _Patching:
         """Ledger's id and kind of what the tree has no more, by path."""
         self._lost: set[bytes] = set()
         """What is no directory any more."""
-        self._given: dict[int, _Leaf] = {}
+        self._given: dict[int, GivenLeaf] = {}
         """Leaves that the ledger lacks, by their numbers in the tree."""
         self._runs: list[tuple[int, int, int]] = []
         """The others: a number in the tree, that in the ledger, and how many follow each other."""
@@ -282,8 +229,10 @@ class _Patching:
         if tree != self._tree:
             raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
         known = _with_parents({leaf.directory for leaf in dropped})  # not of what is only given
-        known.update(one.leaf.directory for one in self._given.values())
+        known.update(one.row.directory for one in self._given.values())
         self._sights = self._recall(known)
+        seen = [(path, sight.row) for path, sight in self._sights.items()]
+        self._folders = dict(zip(self._sights, self._base.rows.near(seen), strict=True))
         self._lead_to(b"/")
         self._check_order()
         self._compare(dropped)
@@ -298,12 +247,12 @@ class _Patching:
 
     def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], str]:
         """The leaves of the ledger that the tree lacks, and the tree's id. The others are kept."""
-        identity, dropped = Identity(NO_HASH), list[LeafRow]()
+        identity, gaps = Identity(NO_HASH), list[tuple[int, int]]()
         room, last, number = MOST_PATCHED, 0, 0
         for item in [*self._head.order, (1 << 62, 1 << 62)]:
             if isinstance(item, int):
                 for _ in range(item):
-                    one = _read_leaf(file)
+                    one = read_leaf(file)
                     room -= one.row.names + sum(map(len, one.segments.values()))
                     _check_room(room)
                     self._given[number] = one
@@ -311,76 +260,107 @@ class _Patching:
                     number += 1
                 continue
             first, stop = item
-            for leaf in self._base.leaves(last, first):
-                room -= leaf.names
-                _check_room(room)
-                dropped.append(leaf)
+            if last < first:
+                gaps.append((last, first))
             if first < stop:
                 if first < last:
                     raise IndexInvalid(_NO_LEAVES)
                 self._take_run(first, stop, identity)
                 self._runs.append((number, first, stop - first))
                 number, last = number + stop - first, stop
+        dropped = []
+        for leaf in self._base.leaves_between(gaps):
+            room -= leaf.names
+            _check_room(room)
+            dropped.append(leaf)
         return dropped, identity.id()
 
     def _take_run(self, first: int, stop: int, identity: Identity) -> None:
         """Leaves that the ledger and the tree have. Raises IndexInvalid."""
-        for start in range(first, stop, _DIGESTS):
-            digests = self._base.digests(start, min(stop, start + _DIGESTS))
-            if len(digests) != min(stop - start, _DIGESTS):
+        while first < stop:
+            digests = self._base.digests(first, stop)
+            if not digests:
                 raise IndexInvalid(_NO_LEAVES)
             identity.add_digests(digests)
+            first += len(digests)
 
-    def _sequence(self) -> Iterator[LeafRow]:
-        """The leaves of the tree, in order."""
-        runs = {number: (first, first + count) for number, first, count in self._runs}
-        for number in sorted([*runs, *self._given]):
-            if number in runs:
-                yield from self._base.leaves(*runs[number])
-            else:
-                yield self._given[number].row
+    def _kept_of(self, folders: Collection[bytes]) -> Iterator[tuple[int, LeafRow]]:
+        """Leaves of these directories that the tree has from the ledger, by their numbers there."""
+        starts = [first for _, first, _ in self._runs]
+        for base, leaf in self._base.leaves_of(folders):
+            at = bisect_right(starts, base) - 1
+            if at >= 0:
+                number, first, count = self._runs[at]
+                if base < first + count:
+                    yield number + base - first, leaf
 
     def _check_order(self) -> None:
         """Leaves of one directory follow each other, so that they say where a row belongs."""
-        names = {id(one.row): one.leaf.names for one in self._given.values()}
-        touched = {one.row.directory for one in self._given.values()}
-        before: dict[bytes, LeafRow] = {}
-        for leaf in self._sequence():
-            if leaf.directory not in touched:
-                continue
-            if not leaf.first:
-                if leaf.directory or leaf.names > 1:
-                    raise IndexInvalid("The patch has an empty name.")
-                continue  # the root
-            last = before.get(leaf.directory)
-            before[leaf.directory] = leaf
-            if last is None or not (id(last) in names or id(leaf) in names):
-                continue
-            if id(last) in names:
-                name = names[id(last)][-1]
-            else:
-                *_, row = self._base.rows.names(last.directory, last.first, last.names)
-                name = row[PATH].rpartition(b"/")[2]
-            if name >= leaf.first:
-                raise IndexInvalid("The patch has leaves that are not in order.")
+        sequences: dict[bytes, list[tuple[int, LeafRow]]] = {}
+        for number, one in self._given.items():
+            sequences.setdefault(one.row.directory, []).append((number, one.row))
+            if not one.row.first and (one.row.directory or one.row.names > 1):
+                raise IndexInvalid("The patch has an empty name.")
+        for number, leaf in self._kept_of(sequences):
+            sequences[leaf.directory].append((number, leaf))
+        for leaves in sequences.values():
+            leaves.sort()
+            for (number, leaf), (behind, other) in pairwise(leaves):
+                some_given = number in self._given or behind in self._given
+                if leaf.first and some_given and self._last_name(number, leaf) >= other.first:
+                    raise IndexInvalid("The patch has leaves that are not in order.")
+
+    def _last_name(self, number: int, leaf: LeafRow) -> bytes:
+        """The last name of a leaf of the tree."""
+        given = self._given.get(number)
+        if given is not None:
+            return given.leaf.names[-1]
+        *_, row = self._base.rows.names(leaf.directory, leaf.first, leaf.names)
+        name: bytes = row[PATH].rpartition(b"/")[2]
+        return name
 
     def _compare(self, dropped: list[LeafRow]) -> None:
         """The names of leaves that differ, against each other. The hot path."""
         old: dict[bytes, list[LeafRow]] = {}
         for leaf in dropped:
             old.setdefault(leaf.directory, []).append(leaf)
-        new: dict[bytes, list[_Leaf]] = {}
+        new: dict[bytes, list[GivenLeaf]] = {}
         for one in self._given.values():
-            new.setdefault(one.leaf.directory, []).append(one)
+            new.setdefault(one.row.directory, []).append(one)
+        rows, waiting = self._base.rows, list[_Waiting]()
         for directory in [*new, *(old.keys() - new.keys())]:
             sight = self._sights.get(directory)
-            before = Former(self._base.rows, directory, old.get(directory, ()), sight)
+            before = Former(rows, directory, old.get(directory, ()), sight)
             prefix = directory + b"/" if directory else b""
             for one in new.get(directory, ()):
-                for position, row in before.differing(one.leaf, one.columns):
-                    self._take(prefix + one.leaf.names[position], one.at(position), row)
-            for row in before.left():
-                self._gone[row[PATH]] = row[ID], row[2]
+                names = one.leaf.names
+                for position, was in before.differing(one.leaf):
+                    if isinstance(was, int):
+                        waiting.append((prefix + names[position], was, one, position))
+                    else:
+                        self._take(prefix + names[position], one.at(position), was)
+            for path, was in before.left():
+                if isinstance(was, int):
+                    waiting.append((path, was, None, 0))
+                else:
+                    self._lose(was)
+            if len(waiting) >= _WAITING:
+                self._look_up(waiting)
+        self._look_up(waiting)
+
+    def _look_up(self, waiting: list[_Waiting]) -> None:
+        """Take up names whose rows are still to be read."""
+        found = self._base.rows.near((path, number) for path, number, _, _ in waiting)
+        for (path, _, one, position), row in zip(waiting, found, strict=True):
+            if one is not None:
+                self._take(path, one.at(position), row)
+            elif row is not None:
+                self._lose(row)
+        waiting.clear()
+
+    def _lose(self, row: Row) -> None:
+        """Take up a name that the tree has no more."""
+        self._gone[row[PATH]] = row[ID], row[2]
 
     def _take(self, path: bytes, given: Given, row: Row | None) -> None:
         """Take up a name that may be other than the ledger's row says."""
@@ -402,10 +382,11 @@ class _Patching:
     def _check_leaves(self) -> None:
         """Every leaf is of a directory of the tree."""
         lost = self._lost.union(path for path, (_, kind) in self._gone.items() if kind == DIRECTORY)
-        if lost and any(leaf.directory in lost for leaf in self._sequence()):
+        given = {one.row.directory for one in self._given.values()}
+        if lost and (not lost.isdisjoint(given) or next(self._kept_of(lost), None) is not None):
             raise IndexInvalid("The patch has names in a directory that there is not.")
-        for one in self._given.values():
-            self._lead_to(one.leaf.directory + b"/")
+        for directory in given:
+            self._lead_to(directory + b"/")
 
     def _lead_to(self, path: bytes, *, gone: bool = False) -> None:
         """Take up the directories above a name, as they are in the tree; the root, too."""
@@ -419,8 +400,7 @@ class _Patching:
                 raise IndexInvalid("The patch has names in what is no directory.")
             if gone and path in self._gone:
                 continue
-            sight, rows = self._sights.get(path), self._base.rows
-            row = rows.entry(path) if sight is None else rows.near(sight.row, path)
+            row = self._folders.get(path) or self._base.rows.entry(path)
             if row is None or row[2] != DIRECTORY:
                 raise IndexInvalid("The patch has names in what is no directory.")
             self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[ID], same=True)
@@ -435,8 +415,9 @@ class _Patching:
             segments.extend((number, start, stop) for start, stop in data)
 
         with contextlib.closing(Numbering()) as numbering:
-            found = (_found(name, self._wanted[name]) for name in names)
+            found = (self._wanted[name].found(name) for name in names)
             rows = list(numbering.rows(found, _no_skipped, more))
+        check_made(rows, NO_HASH)
         summary = numbering.summary
         summary.id = patch_id(self._head.base, self._tree)
         db = schema.create(path)
@@ -451,7 +432,7 @@ class _Patching:
         finally:
             db.close()
         with Index(path, "What was offered") as index:
-            check_entries(index)
+            check_segments(index)
         new = sum(one.base_id is None for one in self._wanted.values())
         meta = {
             "version": patch.VERSION,

@@ -230,7 +230,7 @@ class Planning:
         donors = self._destination.donors(self._id)
 
         def sift(lacking: Iterator[Entry]) -> Iterator[Entry]:
-            return adopt.adopt(self._index, lacking, donors, adopted) if donors else lacking
+            return adopt.adopt(self._index, lacking, donors, adopted)
 
         known = survey.Known(
             root=self._basis.root,
@@ -241,7 +241,8 @@ class Planning:
             strays=wish.ask or self._index.algorithm != "none",
             patch="" if patch is None else patch.path,
         )
-        survey.write_survey(self._index, known, temporary, sift, Rules.read(self._path))
+        rules = Rules.read(self._path)
+        survey.write_survey(self._index, known, temporary, sift if donors else None, rules)
         publish = self._destination.durability.publish
         if donors:
             publish(adopted, self._file(adopt.NAME))
@@ -314,7 +315,8 @@ class Planning:
             if sorter.staged:
                 self._sync()
             segments = Segments(self._index)
-            lacking = sorter.left(self._entries(found), self._digest_of(), segments)
+            entries = (entry for entry, _ in found.lacking(self._index))
+            lacking = sorter.left(entries, self._digest_of(), segments)
             build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
             found.close()
             db.execute("COMMIT")
@@ -346,25 +348,22 @@ class Planning:
         self._survey(folder, wish)
         self._plan(folder, wish)
 
-    def _entries(self, found: survey.Survey) -> Iterator[Entry]:
-        return (self._index.entry(entry_id) for entry_id, _ in found.lacking())
-
     def _tasks(self, wish: Wish, *, known: bool) -> Iterator[Task]:
         """Lacking files whose content may be here; ``known``: also those to be looked up."""
         found = survey.Survey(self._file("survey.db"))
         digest_of = self._digest_of()
         read = Strays(self._file(strays.NAME))
-        wanted = map(digest_of, self._entries(found)) if known else ()
+        lacking = found.lacking(self._index)
+        wanted = (digest_of(entry) for entry, _ in lacking) if known else ()
         sources = Sources(read, self._sources(wanted))
         try:
             by_path = self._bases(wish)
-            for entry_id, at_size in found.lacking():
-                entry = self._index.entry(entry_id)
+            for entry, at_size in found.lacking(self._index):
                 digest = digest_of(entry)
                 same = sources.of(digest) if known else ()
                 if (at_size >= 0 and (digest or not known)) or same:
                     basis = by_path.get(entry.path)
-                    yield Task(entry_id, entry.size, at_size, basis, read.at(entry_id), same)
+                    yield Task(entry.id, entry.size, at_size, basis, read.at(entry.id), same)
         finally:
             sources.close()
             read.close()
@@ -397,13 +396,10 @@ class Planning:
     def _digest_of(self) -> Callable[[Entry], bytes]:
         """What is known of files' digests: from the index, or from the answers."""
         said = self._file("answers.db")
-        answers = Answers(said) if os.path.exists(said) else None
+        digests = Answers(said).digests() if os.path.exists(said) else None
 
         def find(entry: Entry) -> bytes:
-            if entry.hash or answers is None:
-                return entry.hash
-            answer = answers.find(entry.id)
-            return answer.digest if answer is not None else b""
+            return entry.hash if entry.hash or digests is None else digests.of(entry.id)
 
         return find
 

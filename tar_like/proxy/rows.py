@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from tar_like.layout import sort_key
@@ -11,7 +13,12 @@ from tar_like.layout import sort_key
 ID, PATH = 0, 1
 """Where these are in a row."""
 Row = tuple[Any, ...]
+UNKNOWN = -1
+"""No row has this number."""
 _KEPT = 4096
+_AMONG = "WHERE e.id IN (SELECT value FROM json_each(?))"
+_MANY = 1000
+"""Rows that are asked for at once."""
 
 
 class Rows:
@@ -57,11 +64,16 @@ class Rows:
         found: Row | None = self._db.execute(query, (self.locate(path), path)).fetchone()
         return found
 
-    def near(self, number: int, path: bytes) -> Row | None:
-        """The same, of what is likely to have this number."""
-        query = f"{self._select} WHERE e.id = ? AND e.path = ?"
-        found: Row | None = self._db.execute(query, (number, path)).fetchone()
-        return self.entry(path) if found is None else found
+    def near(self, wanted: Iterable[tuple[bytes, int]]) -> Iterator[Row | None]:
+        """The same of several paths, each with the number that it is likely to have."""
+        wanted = iter(wanted)
+        query = f"{self._select} {_AMONG}"
+        while some := list(islice(wanted, _MANY)):
+            numbers = json.dumps([number for _, number in some])
+            found = {row[ID]: row for row in self._db.execute(query, (numbers,))}
+            for path, number in some:
+                row = found.get(number)
+                yield row if row is not None and row[PATH] == path else self.entry(path)
 
     def names(self, directory: bytes, first: bytes, count: int) -> Iterator[Row]:
         """The rows of so many of a directory's names, from this one on; none of what is below."""

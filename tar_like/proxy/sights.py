@@ -42,7 +42,7 @@ INO, CTIME, MTIME, SIZE, MODE, UID, GID = range(7)
 """A sight's columns."""
 CODES = "QqqqIII"
 """The types of struct that they have."""
-_WIDTHS = tuple(struct.calcsize(f"<{code}") for code in CODES)
+WIDTHS = tuple(struct.calcsize(f"<{code}") for code in CODES)
 """Bytes of a number in each."""
 _NOT_OF_FOLDERS = (INO, CTIME, SIZE)
 """What is not seen of a directory: it is another one after each commit. Zeros stand for it."""
@@ -71,7 +71,7 @@ class Sight(NamedTuple):
     @property
     def many(self) -> int:
         """How many names it has."""
-        return len(self.columns[INO]) // _WIDTHS[INO]
+        return len(self.columns[INO]) // WIDTHS[INO]
 
     @property
     def listed(self) -> list[bytes]:
@@ -184,7 +184,7 @@ def is_same(sight: Sight, fd: int, lstats: Lstats, *, listed: bool) -> bool:
         if folders:
             stop = first + len(stretch)
             columns = _blank(columns, [at - first for at in folders if first <= at < stop])
-        for width, then, now in zip(_WIDTHS, sight.columns, columns, strict=True):
+        for width, then, now in zip(WIDTHS, sight.columns, columns, strict=True):
             if then[width * first : width * (first + MANY)] != now:
                 return False
     return True
@@ -200,7 +200,7 @@ def renewed(sight: Sight, gone: Collection[bytes], placed: Mapping[bytes, Number
         for name, numbers in placed.items():
             at = positions[name]
             (folders.add if stat.S_ISDIR(numbers[MODE]) else folders.discard)(at)
-            for column, code, width, one in zip(columns, CODES, _WIDTHS, numbers, strict=True):
+            for column, code, width, one in zip(columns, CODES, WIDTHS, numbers, strict=True):
                 struct.pack_into(f"<{code}", column, width * at, one)
         return sight._replace(
             columns=tuple(map(bytes, columns)), folders=tuple(sorted(folders)), own=0

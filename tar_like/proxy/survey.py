@@ -18,7 +18,7 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tar_like import chunks
@@ -56,6 +56,20 @@ AND NOT EXISTS (SELECT 1 FROM passed p WHERE p.entry_id = e.id)
 ORDER BY id
 """
 _NOTHING = (-1, 0)
+_LEFT_OF_PATCH = """
+INSERT INTO lacking
+SELECT e.id, e.size, e.mtime, e.hash, coalesce(o.size, -1), coalesce(o.mtime, 0)
+FROM patch.at a CROSS JOIN idx.entry e ON e.id = a.entry_id
+LEFT JOIN ledger.entry o ON o.id = a.base_id AND o.kind = 'f'
+WHERE e.kind = 'f'
+AND NOT EXISTS (SELECT 1 FROM landed l WHERE l.entry_id = e.id)
+AND NOT EXISTS (SELECT 1 FROM passed p WHERE p.entry_id = e.id)
+"""
+"""The look that a patch goes by saw what lies there: just what the ledger says."""
+_LACKING = """
+SELECT id,path,kind,e.size,offset,mode,e.mtime,uid,gid,target,link,e.hash,ctime,ino,token,at_size
+FROM lacking l CROSS JOIN idx.entry e ON e.id = l.entry_id ORDER BY l.entry_id
+"""
 _PATCHED = """
 INSERT INTO landed SELECT e.id, l.digest, l.ino, l.ctime
 FROM patch.at a CROSS JOIN idx.entry e ON e.id = a.entry_id
@@ -132,10 +146,10 @@ def write_survey(
     index: Index,
     known: Known,
     path: str,
-    sift: Callable[[Iterator[Entry]], Iterator[Entry]],
+    sift: Callable[[Iterator[Entry]], Iterator[Entry]] | None,
     rules: Rules,
 ) -> None:
-    """Compare an index with a destination; ``sift`` takes out what is to be had otherwise.
+    """Compare an index with a destination; ``sift`` takes out what is to be had otherwise, if any.
 
     Raises OSError, sqlite3.Error.
     """
@@ -151,14 +165,17 @@ def write_survey(
             passed = ((entry_id,) for entry_id in Passing(rules, walker).passed(index))
             db.executemany("INSERT INTO passed VALUES (?)", passed)
             db.execute("DELETE FROM landed WHERE entry_id IN (SELECT entry_id FROM passed)")
-            lacking: Iterator[Entry] = map(Entry._make, db.execute(_LEFT))
-            if rules.size_only:
-                lacking = _but_of_size(lacking, walker, db)
-            rows = (
-                (entry.id, entry.size, entry.mtime, entry.hash, *_at(walker, entry))
-                for entry in sift(lacking)
-            )
-            db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
+            if vouched is not None and known.patch and sift is None and not rules.size_only:
+                db.execute(_LEFT_OF_PATCH)
+            else:
+                lacking: Iterator[Entry] = map(Entry._make, db.execute(_LEFT))
+                if rules.size_only:
+                    lacking = _but_of_size(lacking, walker, db)
+                rows = (
+                    (entry.id, entry.size, entry.mtime, entry.hash, *_at(walker, entry))
+                    for entry in (sift(lacking) if sift is not None else lacking)
+                )
+                db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
         if known.strays and not (vouched is not None and vouched.alone):
             note_strays(db, known.root, vouched)
         db.execute("COMMIT")
@@ -276,9 +293,15 @@ class Survey:
         self._db = connect(path, "ro")
         self.has_strays = self._db.execute("SELECT 1 FROM stray LIMIT 1").fetchone() is not None
 
-    def lacking(self) -> Iterable[tuple[int, int]]:
-        """(entry id, size of what lies at its path), by entry."""
-        return self._db.execute("SELECT entry_id, at_size FROM lacking ORDER BY entry_id")
+    def lacking(self, index: Index) -> Iterator[tuple[Entry, int]]:
+        """Entries of the index that it is the survey of, and the sizes of what lies there."""
+        db = connect(self._path, "ro")
+        try:
+            attach(db, index.path, "idx")
+            for *row, at_size in db.execute(_LACKING):
+                yield Entry._make(row), at_size
+        finally:
+            db.close()
 
     def strays(self) -> Iterator[Stray]:
         """Files that may be what is lacking, by path."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from tar_like.errors import NotFound
-from tar_like.proxy import commit, durable, ledger, receipts, verified
+from tar_like.proxy import durable, ledger, nextledger, receipts, verified
 from tar_like.proxy.commit import _Commit
 from tar_like.proxy.durable import PROCESS
 from tar_like.proxy.transfers import Transfers
@@ -33,7 +33,7 @@ def source(work: Path) -> Path:
 def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, this machine has been started again."""
     host = durable.machine().partition(b"\0")[0]
-    for module in (durable, receipts, ledger, verified, commit):
+    for module in (durable, receipts, ledger, verified, nextledger):
         monkeypatch.setattr(module, "machine", lambda: host + b"\0the next boot")
 
 
