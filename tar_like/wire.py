@@ -10,7 +10,7 @@ import builtins
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
 
@@ -79,6 +79,10 @@ SEGMENT = struct.Struct("<Iqq")
 
 MOST_PATCHED = 100_000
 """Names that a patch may have, and what is gone by it besides: they are held in memory."""
+MOST_TOLD = 2000
+"""Digests that a sender may tell unasked."""
+_TOLD = 32
+"""Bytes of such a digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +197,31 @@ def _failure(values: Any) -> Failure:
     for value, kind in ((found.path, str), (found.reason, str), (found.source, bool)):
         _of_kind(value, kind)
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Digests that a sender tells unasked, by ``digest.DEFAULT``."""
+
+    digests: Mapping[int, builtins.bytes]
+    """By entry."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "entries": [*self.digests],
+            "digests": b"".join(self.digests.values()).hex(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Told:
+        """Raises ValueError or TypeError for what is none."""
+        values = _of_kind(values, dict)
+        entries = [_of_kind(one, int) for one in _of_kind(values.get("entries"), list)]
+        data = builtins.bytes.fromhex(_of_kind(values.get("digests"), str))
+        if len(entries) > MOST_TOLD or len(data) != _TOLD * len(entries):
+            raise ValueError("There cannot be so many digests.")
+        ends = range(0, len(data), _TOLD)
+        return cls(digests=dict(zip(entries, (data[at : at + _TOLD] for at in ends), strict=True)))
 
 
 def digest_header(digest: bytes) -> str:

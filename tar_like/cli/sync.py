@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 from collections.abc import Callable
@@ -191,6 +192,7 @@ def _sync(
             from tar_like.upload.patch import Patching  # and so on, while others look
 
             import_module("tar_like.upload.run")
+            gc.freeze()  # what was imported holds no garbage that is worth looking for
             if begun is None or not begun.index:
                 rows.finish(index_path, AT_ONCE)
             else:
@@ -275,7 +277,8 @@ def _as_patch(
     scanned(rows.url, patch)
     say_scanned(tree, output)
     try:
-        upload = replace(upload, index_path=path, patch_of=tree.id)
+        digests = patching.digests
+        upload = replace(upload, index_path=path, patch_of=tree.id, digests=digests)
         return _upload(options, upload, tree, output, client), 0
     except PatchGone as gone:
         return None, gone.carried

@@ -23,7 +23,7 @@ from tar_like.index.inodes import Inodes
 from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
-from tar_like.source.ahead import chunks, packed, unpacked
+from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
 from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Recorded:
         self._db: sqlite3.Connection | None = None
         self._numbering: Numbering | None = None
         self._order = FoundInOrder()
-        self._last: tuple[int, list[Stretch]] = (-1, [])
+        self._last: tuple[int, list[Closed]] = (-1, [])
         self.leaves = bytearray()
         """The digests of the leaves, 32 bytes each, in the order of the id; once it is finished.
 
@@ -153,11 +153,11 @@ class Recorded:
         """What a leaf (by its number) is the digest of; once it is finished."""
         chunk, place = divmod(self._places[leaf], 1 << _MANY)
         if self._last[0] != chunk:  # mostly they are asked for in order
-            self._last = chunk, list(_stretches(*self._kept(chunk)))
+            self._last = chunk, _loaded(*self._kept(chunk))
         firsts: Firsts = {}
         if leaf in self._linked:
             firsts = _done(*self._kept(self._linked[leaf]))[2][leaf]
-        return self._last[1][place], firsts
+        return open_stretch(self._last[1][place]), firsts
 
     def _begin(self) -> sqlite3.Connection:
         """Begin the index, with the stretches so far."""
@@ -217,7 +217,11 @@ class Recorded:
 
 
 def _stretches(data: bytes, cut: int) -> Iterator[Stretch]:
-    return unpacked(memoryview(data)[_HEAD.size : _HEAD.size + cut])
+    return map(open_stretch, _loaded(data, cut))
+
+
+def _loaded(data: bytes, cut: int) -> list[Closed]:
+    return loaded(memoryview(data)[_HEAD.size : _HEAD.size + cut])
 
 
 def _done(data: bytes, cut: int) -> tuple[bytes, list[int], dict[int, Firsts]]:

@@ -58,6 +58,7 @@ from tar_like.wire import (
     ROOT,
     Inflater,
     Status,
+    Told,
     deflate_file,
     parse_digest,
 )
@@ -457,7 +458,11 @@ def _wish(wanted: dict[str, object]) -> Wish:
         raise UsageError("Negotiating a plan: ask and checksum are true or false.")
     if not isinstance(look, str):
         raise UsageError("Which look? Its token is a text.")
-    return Wish(block_size=block_size, ask=ask, checksum=checksum, look=look)
+    try:
+        told = Told.from_json(wanted["told"]) if "told" in wanted else Told(digests={})
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"Negotiating a plan: what is told is wrong: {error}") from None
+    return Wish(block_size=block_size, ask=ask, checksum=checksum, look=look, told=told.digests)
 
 
 def _answer(status: Status, code: int = 200) -> Response:

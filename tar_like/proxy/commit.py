@@ -308,7 +308,8 @@ class _Commit:
 
     def _apply(self, pool: Pool) -> list[Failure]:
         applier = Applier(self._path, self._root)
-        directories = Directories(self._path, self._root)
+        there = self._patch.folders_there() if self._patch is not None else ()
+        directories = Directories(self._path, self._root, there)
         failures = directories.make()
         count = self._index.entry_count
         ranges = ((first, min(first + RANGE, count)) for first in range(0, count, RANGE))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 
 from tar_like.dirfd import Walker
 from tar_like.index import Index
@@ -22,8 +23,12 @@ from tar_like.wire import Failure
 class Directories:
     """The directories of one transfer; those that its rules pass over stay as they are."""
 
-    def __init__(self, path: str, root: str) -> None:
-        """``path`` is the transfer's folder, ``root`` the destination."""
+    def __init__(self, path: str, root: str, there: Collection[int] = ()) -> None:
+        """``path`` is the transfer's folder, ``root`` the destination.
+
+        ``there`` are directories that are in their place already, and as their entries say.
+        """
+        self._there = there
         self._index = Index(os.path.join(path, "index.db"))
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._root = root
@@ -36,6 +41,8 @@ class Directories:
         """Every directory of the index, usable by us until its metadata is set."""
         failures = []
         for entry in self._index.of_kind(DIRECTORY):
+            if entry.id in self._there and entry.mode & stat.S_IRWXU == stat.S_IRWXU:
+                continue
             try:
                 if self._kept.passes(entry.id):
                     continue
@@ -76,7 +83,7 @@ class Directories:
             if self._kept.passes(entry.id):
                 continue
             try:
-                if self._is_finished(entry):
+                if self._is_finished_by_name(entry):
                     continue
                 fd = os.open(
                     b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
@@ -92,10 +99,16 @@ class Directories:
                 failures.append(failed(entry.path, error))
         return failures
 
-    def _is_finished(self, entry: Entry) -> bool:
-        """Whether a directory is as its entry says, by a look at its name."""
+    def _is_finished_by_name(self, entry: Entry) -> bool:
+        """Whether a directory is as its entry says, once it has its time; it is not opened."""
         if self._index.xattr_names:
             return False
         parent, name = self._walker.split(entry.path)
         st = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        return stat.S_ISDIR(st.st_mode) and self._metadata.matches(entry, st)
+        if not (stat.S_ISDIR(st.st_mode) and self._metadata.matches_but_time(entry, st)):
+            return False
+        if st.st_mtime_ns != entry.mtime:
+            times = entry.mtime, entry.mtime
+            os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
+            with_time(entry, os.stat(name, dir_fd=parent, follow_symlinks=False))
+        return True

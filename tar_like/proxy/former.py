@@ -89,11 +89,7 @@ class Former:
             now = told[start : start + width * count]
             then = self._sight.columns[column][width * first : width * (first + count)]
             if now != then:
-                found.update(
-                    at // width
-                    for at in range(0, width * count, width)
-                    if now[at : at + width] != then[at : at + width]
-                )
+                found.update(_lanes(now, then, 8 * width))
         return sorted(found)
 
     def left(self) -> Iterator[tuple[bytes, Row | int]]:
@@ -111,3 +107,15 @@ class Former:
         if folders and folders[0] < position:
             return UNKNOWN  # what is below that one lies between
         return self._sight.row + 1 + position
+
+
+def _lanes(one: bytes, other: bytes, bits: int) -> Iterator[int]:
+    """Which numbers, of so many bits each, differ in two columns. Few do, mostly."""
+    rest = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
+    at = 0
+    while rest:
+        skip = ((rest & -rest).bit_length() - 1) // bits
+        at += skip
+        yield at
+        rest >>= bits * (skip + 1)
+        at += 1

@@ -30,11 +30,13 @@ class Metadata:
 
     def matches(self, entry: Entry, st: os.stat_result) -> bool:
         """Whether a name already is as the entry says (attributes not looked at)."""
-        return (
-            st.st_mtime_ns == entry.mtime
-            and (entry.kind == SYMLINK or stat.S_IMODE(st.st_mode) == entry.mode)
-            and self._owner(entry, st) is None
-        )
+        return st.st_mtime_ns == entry.mtime and self.matches_but_time(entry, st)
+
+    def matches_but_time(self, entry: Entry, st: os.stat_result) -> bool:
+        """The same, but for its time."""
+        return (entry.kind == SYMLINK or stat.S_IMODE(st.st_mode) == entry.mode) and self._owner(
+            entry, st
+        ) is None
 
     def differences(
         self,

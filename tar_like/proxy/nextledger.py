@@ -21,7 +21,9 @@ from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, whole_ledger
 from tar_like.proxy.patch import Draft, Patch
 from tar_like.proxy.place import Destination
 
-_ANY_LINK = "EXISTS (SELECT 1 FROM entry WHERE kind = 'h')"
+_NOTE_LINKS = f"""
+INSERT OR REPLACE INTO meta SELECT '{LINKED}', EXISTS (SELECT 1 FROM entry WHERE kind = 'h')
+"""
 
 
 class NextLedger:
@@ -113,12 +115,14 @@ class NextLedger:
             self._draft.end(landed)
             self._draft.close()
         meta = dict(self._meta)
+        if self._patch is not None:
+            meta[LINKED] = "0"  # else it would have been offered whole
         if not self._destination.durability.lasts:
             meta[UNSYNCED] = machine().hex()
         with contextlib.closing(rewriting(self._file)) as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
             if self._patch is None:
-                db.execute(f"INSERT OR REPLACE INTO meta SELECT '{LINKED}', {_ANY_LINK}")
+                db.execute(_NOTE_LINKS)
                 db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
             db.execute("COMMIT")
 

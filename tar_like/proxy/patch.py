@@ -192,6 +192,14 @@ class Patch:
         of.update((one, (gone.get(one, ()), placed.get(one, {}))) for one in told)
         return Changes(of=of, gone=lost, folders=folders)
 
+    def folders_there(self) -> set[int]:
+        """Entries that only lead to others: directories as the ledger has them."""
+        db = connect(self.path, "ro")
+        try:
+            return {row[0] for row in db.execute("SELECT entry_id FROM at WHERE same")}
+        finally:
+            db.close()
+
     def gone(self) -> Iterator[Extra]:
         """What is to be deleted, in canonical order."""
         db = connect(self.path, "ro")

@@ -17,18 +17,26 @@ import multiprocessing
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from tar_like import digest
 from tar_like.chunks import SMALLEST_FILE, ChunkList
 from tar_like.dirfd import Walker
 from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
 from tar_like.layout import FILE, MAX_BLOCK_SIZE, PAGE, Entry
 from tar_like.plan import Plan, build_plan, build_whole_plan
-from tar_like.plan.questions import Answers, Question, Questions, write_questions
+from tar_like.plan.questions import (
+    Answer,
+    Answers,
+    Question,
+    Questions,
+    write_answers,
+    write_questions,
+)
 from tar_like.plan.segments import Segments
 from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, strays, survey
@@ -70,6 +78,8 @@ class Wish:
     """Believe no fingerprint: read every file that may be kept."""
     look: str = ""
     """The token of a look that was begun beside the scan (look.run_look)."""
+    told: Mapping[int, bytes] = field(default_factory=dict)
+    """Digests of files that it has told unasked, by entry (wire.Told)."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for blocks that cannot be."""
@@ -273,6 +283,11 @@ class Planning:
         """Publish the questions, if there are any, and read what the answers will be held to."""
         ledger, algorithm = self._basis.ledger, self._index.digest
         rows = survey.questions(self._file("survey.db"), ledger, algorithm)
+        if wish.told and algorithm == digest.DEFAULT:
+            rows = iter(asked := list(rows))
+            if asked and all(one.entry_id in wish.told and not one.average for one in asked):
+                self._take_told(folder, [(one.entry_id, wish.told[one.entry_id]) for one in asked])
+                return False
         with _Remembered(self._index, self._basis, self._ledger(wish), self._destination) as known:
             if not self._publish_questions(folder, rows, known):
                 return False
@@ -280,6 +295,13 @@ class Planning:
             pool.prepare(self._tasks(wish, known=False))
             self._read_strays(folder, pool)
         return True
+
+    def _take_told(self, folder: str, told: Iterable[tuple[int, bytes]]) -> None:
+        """All that would have been asked is known."""
+        temporary = os.path.join(folder, "answers.db")
+        answers = (Answer(entry_id, content, b"") for entry_id, content in told)
+        write_answers(temporary, self._index.id, answers)
+        self._destination.durability.publish(temporary, self._file("answers.db"))
 
     def _read_strays(self, folder: str, pool: _Pool) -> None:
         """Publish what strays hold, unless there are none, or it is known."""
@@ -359,9 +381,9 @@ class Planning:
         try:
             by_path = self._bases(wish)
             for entry, at_size in found.lacking(self._index):
-                digest = digest_of(entry)
-                same = sources.of(digest) if known else ()
-                if (at_size >= 0 and (digest or not known)) or same:
+                content = digest_of(entry)
+                same = sources.of(content) if known else ()
+                if (at_size >= 0 and (content or not known)) or same:
                     basis = by_path.get(entry.path)
                     yield Task(entry.id, entry.size, at_size, basis, read.at(entry.id), same)
         finally:

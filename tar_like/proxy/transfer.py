@@ -111,7 +111,11 @@ class Transfer:
         Raises UsageError, NoSpace, OSError, and what ``state`` raises.
         """
         wish = Wish(block_size=block_size, ask=ask, checksum=checksum, look=look)
-        self.state(rules or Rules())
+        return self.negotiate_as(wish, rules or Rules())
+
+    def negotiate_as(self, wish: Wish, rules: Rules) -> Status:
+        """The same."""
+        self.state(rules)
         try:
             with Planning(self._destination, self.id) as planning:
                 planning.run(wish)

@@ -127,9 +127,8 @@ class Transfers:
         self.get(transfer_id).state(rules)
         transfer = self.get(transfer_id)
         if transfer.is_easy(wish.look):
-            return transfer.negotiate(
-                wish.block_size, rules, ask=wish.ask, checksum=wish.checksum, look=wish.look
-            )
+            return transfer.negotiate_as(wish, rules)
+        wish = replace(wish, told={})  # of use only where a few small files differ
         deadline, poll = time.monotonic() + WAIT, _Poll()
         token = secrets.token_hex(8)
         started = False

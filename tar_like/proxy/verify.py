@@ -16,6 +16,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from tar_like import beside, digest
@@ -94,7 +95,10 @@ class Verifier:
         self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._buffer = large_buffer(self._plan.block_size)
-        self._rooms = beside.rooms()
+
+    @cached_property
+    def _rooms(self) -> list[memoryview]:
+        return beside.rooms()
 
     def __call__(self, unit: Unit) -> UnitResult:
         result = UnitResult()

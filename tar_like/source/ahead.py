@@ -33,6 +33,8 @@ _LENGTH = struct.Struct("<I")
 _END = _LENGTH.pack(0)
 
 Stretches = Iterator[Stretch]
+Closed = tuple[Any, ...]
+"""A stretch with its names in one."""
 
 
 def ahead(scan: Stretches) -> Iterator[Found | Skipped]:
@@ -40,7 +42,8 @@ def ahead(scan: Stretches) -> Iterator[Found | Skipped]:
 
     Iterating raises SourceUnusable when the scanning process dies.
     """
-    return found_in_order(itertools.chain.from_iterable(map(unpacked, ahead_as(scan, _packed))))
+    chunks = itertools.chain.from_iterable(map(loaded, ahead_as(scan, _packed)))
+    return found_in_order(map(open_stretch, chunks))
 
 
 def ahead_as(scan: Stretches, pack: Callable[[Stretches], Iterator[bytes]]) -> Iterator[bytes]:
@@ -73,13 +76,26 @@ def chunks(scan: Stretches) -> Iterator[list[Stretch]]:
 
 
 def packed(stretches: Iterable[Stretch]) -> bytes:
-    """Stretches as bytes, for ``unpacked``, by this very version."""
-    return marshal.dumps([tuple(stretch) for stretch in stretches], 2)
+    """Stretches as bytes, for ``loaded``, by this very version."""
+    return marshal.dumps(list(map(_closed, stretches)), 2)
 
 
-def unpacked(data: bytes | memoryview) -> Iterator[Stretch]:
-    """The stretches again."""
-    return map(Stretch._make, marshal.loads(data))
+def loaded(data: bytes | memoryview) -> list[Closed]:
+    """The stretches again, of which those that are wanted are yet to be open_stretch."""
+    stretches: list[Closed] = marshal.loads(data)
+    return stretches
+
+
+def open_stretch(stretch: Closed) -> Stretch:
+    """A stretch as it was."""
+    directory, names, *rest = stretch
+    return Stretch(directory, names.split(b"\0") if names is not None else [], *rest)
+
+
+def _closed(stretch: Stretch) -> Closed:
+    # To write and to read an object for each name takes several times as long.
+    directory, names, *rest = stretch
+    return directory, b"\0".join(names) if names else None, *rest
 
 
 def _from_child(packed: Iterator[bytes]) -> Iterator[bytes | None]:

@@ -70,10 +70,10 @@ class Stretch(NamedTuple):
             if mode & FORMAT == stat.S_IFDIR
         ]
 
-    def version(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The columns of ctimes and of inodes."""
-        ctimes, inos, _, _ = self._kept()
-        return ctimes, inos
+    @property
+    def versions(self) -> bytes:
+        """The columns of ctimes and of inodes, packed."""
+        return self.kept[: 16 * len(self.names)]
 
     def inodes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The columns of devices and of inodes."""

@@ -46,6 +46,7 @@ from tar_like.wire import (
     Inflater,
     Look,
     Status,
+    Told,
     deflate_file,
     digest_header,
 )
@@ -162,15 +163,20 @@ class Client:
         """What the leaves of the last commit's tree are known by. Raises NotFound for another."""
         return self.retried(lambda: self._send("GET", f"/{tree}/leaves").content)
 
-    def patch(self, tree: str, path: str) -> Status:
-        """Offer what of a tree is not as it was. Raises Conflict where that is not to be had."""
-        return self._put_file(tree, "/patch", path)
+    def patch(self, tree: str, path: str, sent: Callable[[], None]) -> Status:
+        """Offer what of a tree is not as it was. Raises Conflict where that is not to be had.
+
+        ``sent`` is called each time that all is on its way, and the receiver begins to work at it.
+        """
+        return self._put_file(tree, "/patch", path, sent)
 
     def answer(self, transfer_id: str, path: str) -> Status:
         """Send answers to the receiver's questions."""
         return self._put_file(transfer_id, "/answers", path)
 
-    def _put_file(self, transfer_id: str, what: str, path: str) -> Status:
+    def _put_file(
+        self, transfer_id: str, what: str, path: str, sent: Callable[[], None] = lambda: None
+    ) -> Status:
         with tempfile.TemporaryFile() as file:
             for piece in deflate_file(path):
                 file.write(piece)
@@ -179,7 +185,8 @@ class Client:
             def send() -> Status:
                 self.carried += length
                 file.seek(0)
-                return self._status_once("PUT", transfer_id, what, data=file)
+                body = _Body(file, length, sent)
+                return self._status_once("PUT", transfer_id, what, data=body)
 
             return self.retried(send)
 
@@ -192,6 +199,7 @@ class Client:
         ask: bool = False,
         checksum: bool = False,
         look: str = "",
+        told: Told | None = None,
     ) -> Status:
         """Have the plan made, and these rules hold; with questions before (``ask``), if any."""
         wanted = {
@@ -200,6 +208,7 @@ class Client:
             "ask": ask,
             "checksum": checksum,
             "look": look,
+            **({"told": told.to_json()} if told else {}),
         }
         return self._status("POST", transfer_id, "/plan", json=wanted)
 
@@ -310,6 +319,23 @@ class Client:
         mapped = _unreachable(self.url, error)
         self._urls.rotate(-1)
         return mapped
+
+
+class _Body:
+    """A file as the body of a request."""
+
+    def __init__(self, file: BinaryIO, length: int, sent: Callable[[], None]) -> None:
+        """``sent`` is called when it was read to its end."""
+        self._file, self._length, self._sent = file, length, sent
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            self._sent()
+        return data
 
 
 class _Bearer(requests.auth.AuthBase):

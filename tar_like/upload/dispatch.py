@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,8 @@ class UploadOptions:
     """The token of the look that the receiver took meanwhile, if any."""
     patch_of: str = ""
     """The id of the whole tree, where the index is only of what differs (upload.patch)."""
+    digests: Mapping[bytes, bytes] = field(default_factory=dict)
+    """What is known of files, by path: digest.DEFAULT of their content."""
     direct: Callable[[], Taker] | None = None
     """Where the receiver is this run's own: makes what takes blocks in, in a process that sends."""
     s3: S3Settings | None = None

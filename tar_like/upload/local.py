@@ -33,7 +33,9 @@ class LocalDispatcher:
         def make(number: int) -> RangeSender:
             return self._sender(sending, number, pace)
 
-        self._pool = Pool(make, self._options.processes)
+        # What takes blocks in holds on to the transfer until its process ends.
+        apart = self._options.direct is not None
+        self._pool = Pool(make, self._options.processes, always_apart=apart)
         if self._stopped:
             self._pool.stop()
         for outcome in self._pool.send(sending.missing):

@@ -20,6 +20,7 @@ from tar_like.index.recorded import LEAF, LEAF_NAME, PART
 from tar_like.rules import PATCHED, Rules
 from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
+from tar_like.upload.told import Telling
 from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead
 
 FEW = 1000
@@ -36,6 +37,9 @@ class Patching:
         self._client = client
         self._rules = rules
         self._look = look
+        self.digests: dict[bytes, bytes] = {}
+        """Of files that are newer than all that the receiver has, by path, if they are few: once
+        the patch was offered."""
 
     @cached_property
     def base(self) -> bytes:
@@ -53,7 +57,8 @@ class Patching:
     def offer(self, rows: Recorded, path: str) -> str:
         """Have a transfer of what differs; its index goes to ``path``.
 
-        Returns its id; empty where the whole index is to be offered.
+        Returns its id; empty where the whole index is to be offered. New files are read meanwhile:
+        see ``digests``.
         """
         if not rows.regular or not self.base:
             return ""
@@ -66,15 +71,20 @@ class Patching:
                 text = head.to_json()
                 file.write(_LENGTH.pack(len(text)) + text)
                 room = min(max(FEW, rows.summary.entries // PART), MOST_PATCHED)
+                newest, newer = self._look.newest, list[Stretch]()
                 for number in _given(order):
                     stretch, _ = rows.stretch(number)
                     room -= len(stretch.names)
                     if room < 0:
                         return ""
                     file.writelines(_packed(stretch))
+                    if newest is not None and stretch.newest > newest:
+                        newer.append(stretch)
                 file.flush()
-                status = self._client.patch(rows.summary.id, file.name)
-            self._client.fetch(status.id, "db", path)
+                with Telling(rows.url, newer, newest or 0) as telling:
+                    status = self._client.patch(rows.summary.id, file.name, telling.begin)
+                    self._client.fetch(status.id, "db", path)
+            self.digests = telling.digests
             return status.id
         except TarLikeError:
             return ""
@@ -97,9 +107,8 @@ def _packed(stretch: Stretch) -> Iterator[bytes]:
     segments = [
         SEGMENT.pack(position, *one) for position, some in stretch.segments.items() for one in some
     ]
-    ctimes, inos = stretch.version()
-    columns = struct.pack(f"<{2 * len(ctimes)}q", *ctimes, *inos)
-    yield from (_LENGTH.pack(len(leaf)), leaf, columns, _LENGTH.pack(len(segments)), *segments)
+    versions = stretch.versions
+    yield from (_LENGTH.pack(len(leaf)), leaf, versions, _LENGTH.pack(len(segments)), *segments)
 
 
 def compare(base: bytes, leaves: bytes) -> Order:

@@ -33,8 +33,12 @@ SenderFactory = Callable[[int], RangeSender]
 class Pool:
     """Processes that send blocks."""
 
-    def __init__(self, make_sender: SenderFactory, processes: int) -> None:
+    def __init__(
+        self, make_sender: SenderFactory, processes: int, *, always_apart: bool = False
+    ) -> None:
+        """A single block is sent by this process itself, unless ``always_apart``."""
         self._make_sender = make_sender
+        self._always_apart = always_apart
         self._processes = processes
         self._context = multiprocessing.get_context("fork")
         self._children: dict[Connection, _Child] = {}
@@ -46,6 +50,9 @@ class Pool:
 
         Raises TarLikeError when processes keep dying.
         """
+        if len(missing) == 1 and not self._always_apart:
+            yield from self._send_here(missing)
+            return
         processes = min(self._processes, max(1, len(missing)))
         work = _Work(missing, processes)
         for number in range(processes):
@@ -64,6 +71,16 @@ class Pool:
         self._stopped = True
         for child in self._children.values():
             child.stop.set()
+
+    def _send_here(self, missing: Sequence[int]) -> Iterator[BlockOutcome]:
+        """Without a process: its start would take as long as its work."""
+        try:
+            sender = self._make_sender(0)
+        except TarLikeError as error:
+            yield BlockOutcome(block_no=missing[0], error=str(error), fatal=True)
+            return
+        with contextlib.closing(sender):
+            yield from sender.send(list(missing), stop=lambda: self._stopped)
 
     def _hear(self, connection: Connection, work: _Work) -> Iterator[BlockOutcome]:
         child = self._children[connection]

@@ -26,6 +26,7 @@ from tar_like.errors import (
     shown,
 )
 from tar_like.index import Index
+from tar_like.layout import FILE
 from tar_like.plan import Plan
 from tar_like.plan.questions import Questions
 from tar_like.source import Recognizes, open_source
@@ -37,7 +38,7 @@ from tar_like.upload.presence import presence
 from tar_like.upload.range import BlockOutcome
 from tar_like.upload.record import Record
 from tar_like.upload.rehearse import Rehearsal
-from tar_like.wire import COMMITTING, COMPLETE, OPEN, Failure, Status, bits_missing
+from tar_like.wire import COMMITTING, COMPLETE, OPEN, Failure, Status, Told, bits_missing
 
 ROUNDS = 4
 """How often blocks that are still missing, or turned out wrong in staging, are sent again."""
@@ -107,6 +108,7 @@ class Upload:
         self._stopped = False
         self._resumed = False
         self._looked = False
+        self._has_told = False
         self._again = False
         self._sent_before = 0
         """Blocks of plans that were given up."""
@@ -217,7 +219,17 @@ class Upload:
             ask=True,
             checksum=options.checksum,
             look=options.look,
+            told=self._told(index),
         )
+
+    def _told(self, index: Index) -> Told | None:
+        """What the receiver need not ask."""
+        digests = self._options.digests
+        if not digests or self._has_told:
+            return None
+        self._has_told = True
+        paths = ((entry.id, entry.path) for entry in index.of_kind(FILE))
+        return Told(digests={one: digests[path] for one, path in paths if path in digests})
 
     def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:
         """Say what the receiver wants to know of files that it may have in part."""

@@ -169,6 +169,9 @@ class Sender:
             fatal = self._deadly.get(number) == -1
             yield BlockOutcome(block_no=number, error="no use" if fatal else "", fatal=fatal)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def pool_of(folder: Path, processes: int, deadly: dict[int, int]) -> Pool:
     return Pool(lambda number: Sender(folder, number, deadly), processes)  # type: ignore[arg-type,return-value]

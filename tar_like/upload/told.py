@@ -1,0 +1,74 @@
+"""Digests of new files, read while the receiver works at a patch, and told unasked.
+
+    stretches that the receiver lacks > files that are newer than all it has > their digests
+
+The receiver would ask for some of them: of those that may be the same as what it has. Which these
+are only it knows; but few small files are read in less time than it takes to ask.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+
+from tar_like import digest
+from tar_like.errors import TarLikeError
+from tar_like.layout import Piece
+from tar_like.source import open_source
+from tar_like.source.hashing import hash_files
+from tar_like.source.stretch import FORMAT, Stretch, unpack_told
+from tar_like.wire import MOST_TOLD
+
+_MOST_BYTES = 16 << 20
+
+
+class Telling:
+    """Reads files of a folder on a thread, while it is used as a context."""
+
+    def __init__(self, url: str, stretches: Iterable[Stretch], newest: int) -> None:
+        """``newest`` is the last mtime (ns) that the receiver has."""
+        self._url = url
+        self._stretches = stretches
+        self._newest = newest
+        self.digests: dict[bytes, bytes] = {}
+        """By path: what could be read; of many or large files nothing. Once it has ended."""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def begin(self) -> None:
+        """Now there is time to read. Idempotent."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _read(self) -> None:
+        files = list(self._files())
+        if not files or len(files) > MOST_TOLD or sum(one.size for one in files) > _MOST_BYTES:
+            return
+        try:
+            with closing(open_source(self._url)) as source:
+                for file, hashed in hash_files(source, digest.DEFAULT, files, _itself, jobs=1):
+                    if hashed is not None and hashed.digest:
+                        self.digests[file.path] = hashed.digest
+        except TarLikeError:
+            pass  # whoever has to read them says what is wrong
+
+    def _files(self) -> Iterator[Piece]:
+        newest = self._newest
+        for stretch in self._stretches:
+            modes, sizes, mtimes, _, _ = unpack_told(stretch.told, len(stretch.names))
+            prefix = stretch.directory + b"/" if stretch.directory else b""
+            for name, mode, size, mtime in zip(stretch.names, modes, sizes, mtimes, strict=True):
+                if size and mtime > newest and mode & FORMAT == stat.S_IFREG:
+                    yield Piece(0, prefix + name, 0, size, size, mtime, b"")
+
+
+def _itself(file: Piece) -> Piece:
+    return file
