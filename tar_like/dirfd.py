@@ -16,7 +16,7 @@ from types import TracebackType
 
 KEEP = 32
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def open_file(path: str | bytes, flags: int, mode: int = 0o600, dir_fd: int | None = None) -> int:
@@ -47,20 +47,24 @@ class Walker:
 
     _root = -1
 
-    def __init__(self, root: str | bytes | os.PathLike[str]) -> None:
-        """Open the root. Raises OSError when it is missing or no directory."""
+    def __init__(self, root: str | bytes | os.PathLike[str], *, readable: bool = False) -> None:
+        """Open the root. Raises OSError when it is missing or no directory.
+
+        ``readable``: the directories' fds can be listed, where we may do so.
+        """
+        self._flags = _FLAGS & ~os.O_PATH if readable else _FLAGS
         self._names: list[bytes] = []
         self._fds: list[int] = []
         self._current = b""
-        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root = self._open(root)
 
     @property
     def root(self) -> int:
-        """The root's own fd (O_PATH)."""
+        """The root's own fd."""
         return self._root
 
     def dirfd(self, directory: bytes) -> int:
-        """An O_PATH fd of a directory, valid until the next call.
+        """An fd of a directory (O_PATH, unless it is readable), valid until the next call.
 
         Raises OSError: ENOENT when it is missing, ENOTDIR when a name on the way is a symlink
         or a file.
@@ -103,13 +107,23 @@ class Walker:
         if name in (b"", b".", b".."):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = self._fds[-1] if self._fds else self._root
-        fd = os.open(name, _FLAGS, dir_fd=at)
+        fd = self._open(name, os.O_NOFOLLOW, at)
         self._fds.append(fd)
         self._names.append(name)
         middle = len(self._fds) - KEEP - 1
         if middle >= KEEP and self._fds[middle] != -1:
             os.close(self._fds[middle])
             self._fds[middle] = -1
+
+    def _open(
+        self, name: str | bytes | os.PathLike[str], flags: int = 0, parent: int | None = None
+    ) -> int:
+        try:
+            return os.open(name, self._flags | flags, dir_fd=parent)
+        except PermissionError:
+            if self._flags & os.O_PATH:
+                raise
+            return os.open(name, _FLAGS | flags, dir_fd=parent)  # to be gone through, not listed
 
     def _pop_to(self, depth: int) -> None:
         """Forget the directories deeper than ``depth``, and those whose fds were given up."""

@@ -295,7 +295,7 @@ class _List:
 
 
 def _names(fd: int) -> Iterator[bytes]:
-    with os.scandir(b"/proc/self/fd/%d/" % fd) as entries:
+    with os.scandir(f"/proc/self/fd/{fd}/") as entries:
         return iter(sorted_names(entries))
 
 

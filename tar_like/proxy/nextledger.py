@@ -21,8 +21,8 @@ from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, whole_ledger
 from tar_like.proxy.patch import Draft, Patch
 from tar_like.proxy.place import Destination
 
-_NOTE_LINKS = f"""
-INSERT OR REPLACE INTO meta SELECT '{LINKED}', EXISTS (SELECT 1 FROM entry WHERE kind = 'h')
+_NOTE_LINKS = """
+INSERT OR REPLACE INTO meta SELECT ?, EXISTS (SELECT 1 FROM entry WHERE kind = 'h')
 """
 
 
@@ -122,7 +122,7 @@ class NextLedger:
         with contextlib.closing(rewriting(self._file)) as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
             if self._patch is None:
-                db.execute(_NOTE_LINKS)
+                db.execute(_NOTE_LINKS, (LINKED,))
                 db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
             db.execute("COMMIT")
 

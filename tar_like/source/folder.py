@@ -52,7 +52,7 @@ class FolderSource:
         self._begun: tuple[Wanted, Iterator[Found | Skipped]] | None = None
         self._lstats = Lstats()
         try:
-            self._walker = Walker(self._base)
+            self._walker = Walker(self._base, readable=True)
         except FileNotFoundError:
             raise UsageError(f"The folder {base} does not exist.") from None
         except NotADirectoryError:
@@ -175,8 +175,14 @@ class FolderSource:
 
     def _names(self, directory: bytes) -> Iterable[bytes]:
         """The names in a directory, sorted as bytes. Raises OSError."""
-        # By this path the names come as bytes, and the O_PATH fd is opened for reading.
-        with os.scandir(b"/proc/self/fd/%d/" % self._walker.dirfd(directory)) as entries:
+        fd = self._walker.dirfd(directory)
+        try:
+            with os.scandir(fd) as entries:
+                return sorted_names(entries)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+        with os.scandir(f"/proc/self/fd/{fd}/") as entries:  # which says why it is not readable
             return sorted_names(entries)
 
     def _at_once(self, directory: bytes, names: list[bytes], wanted: Wanted) -> Stretch | None:
@@ -385,11 +391,13 @@ def portable(key: str) -> bool:
     return key.startswith("user.") or (os.geteuid() == 0 and not key.startswith("system."))
 
 
-def sorted_names(entries: Iterator[os.DirEntry[bytes]]) -> Iterable[bytes]:
+def sorted_names(entries: Iterator[os.DirEntry[str]]) -> Iterable[bytes]:
     """Sort names in bounded memory: what exceeds a run goes through temporary files."""
     files: list[BinaryIO] = []
     while True:
-        run = [entry.name for entry in itertools.islice(entries, RUN)]
+        # All at once: to encode each by itself takes a third of the time of listing them.
+        texts = [entry.name for entry in itertools.islice(entries, RUN)]
+        run = os.fsencode("\0".join(texts)).split(b"\0") if texts else []
         run.sort()
         if len(run) < RUN:
             return heapq.merge(run, *map(_unspill, files)) if files else run

@@ -214,6 +214,7 @@ def test_what_cannot_be_read_is_named_and_harms_no_other(work: Path) -> None:
     (work / "src/secret").chmod(0)
     (work / "src/closed").chmod(0)
     (work / "src/unlisted").chmod(0o311)
+    unlisted = work / "src/unlisted/file"
     child = os.fork()
     if child == 0:
         code = 1
@@ -226,8 +227,13 @@ def test_what_cannot_be_read_is_named_and_harms_no_other(work: Path) -> None:
             source = FolderSource(str(work / "src"))
             times = (work / "src/secret").stat().st_mtime_ns
             reading = source.read([piece(b"secret", 1, times)], memoryview(bytearray(1)))
+            inside = piece(b"unlisted/file", 1, unlisted.stat().st_mtime_ns)
+            unlisted_reading = source.read([inside], memoryview(bytearray(1)))
+            reasons = {one.detail for one in found.values() if isinstance(one, Skipped)}
             good = (
                 kinds == {b"closed", b"unlisted"}
+                and reasons == {"Permission denied"}
+                and not unlisted_reading.omissions
                 and b"open/file" in found
                 and [one.reason for one in reading.omissions] == [3]
             )
