@@ -33,8 +33,8 @@ _SYMLINK_NOFOLLOW, _BASIC_STATS = 0x100, 0x7FF
 _AS_STATX = struct.Struct("<16xIIIHxxQQQ40xqQqQ8xII")
 """A record, as far as it is used."""
 _SECOND = 10**9
-_LATE = int.from_bytes(b"\0\0\0\0\xfe\xff\xff\xff" * MANY, "little")
-"""The bits of seconds, a lane of 64 bits for each name, that no time before the year 2242 has."""
+_LATE = int.from_bytes(b"\0\0\0\0\xfe\xff\xff\xff" * 2 * MANY, "little")
+"""The bits of seconds, a lane of 64 bits for each time, that no time before the year 2242 has."""
 _TOP = int.from_bytes(b"\0\0\0\0\0\0\0\x80" * MANY, "little")
 
 
@@ -48,6 +48,8 @@ class Lstats:
         self._statx = _statx()
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         self._records = [ctypes.c_void_p(address + _RECORD * number) for number in range(MANY)]
+        self._device = b"", b""
+        """What the system says of a device, and the number that it is."""
         self.count = 0
         """How many names there are."""
 
@@ -102,22 +104,28 @@ class Lstats:
         """In bytes."""
         return self._quad(_SIZE)
 
-    @property
-    def ctimes(self) -> bytes:
-        """In ns. Raises struct.error for what does not fit."""
-        return self._times(_CTIME)
-
-    @property
-    def mtimes(self) -> bytes:
-        """In ns. Raises struct.error for what does not fit."""
-        return self._times(_MTIME)
+    def times(self) -> tuple[bytes, bytes]:
+        """ctimes and mtimes, in ns. Raises struct.error for what does not fit."""
+        # Seconds and nanoseconds in one: all of them at once, as one number of many lanes.
+        seconds = self._quad(_CTIME) + self._quad(_MTIME)
+        rest = self._quad(_CTIME + 1) + self._quad(_MTIME + 1)
+        lanes, width = int.from_bytes(seconds, "little"), 8 * self.count
+        if not lanes & _LATE:
+            lanes = lanes * _SECOND + int.from_bytes(rest, "little")
+            times = lanes.to_bytes(2 * width, "little")
+        else:
+            form = f"<{2 * self.count}q"
+            pairs = zip(struct.unpack(form, seconds), struct.unpack(form, rest), strict=True)
+            times = struct.pack(form, *(second * _SECOND + more for second, more in pairs))
+        return times[:width], times[width:]
 
     @property
     def devs(self) -> bytes:
         """Devices."""
         numbers = self._quad(_DEVICE)
-        if numbers == numbers[:8] * self.count:
-            return struct.pack("<Q", _device(numbers[:8])) * self.count if numbers else b""
+        if numbers == self._device[0] * self.count:  # as mostly: the one of last time
+            return self._device[1] * self.count
+        self._device = numbers[:8], struct.pack("<Q", _device(numbers[:8]))
         parts = (numbers[at : at + 8] for at in range(0, len(numbers), 8))
         return struct.pack(f"<{self.count}Q", *map(_device, parts))
 
@@ -136,17 +144,6 @@ class Lstats:
 
     def _quad(self, field: int) -> bytes:
         return self._quads[field : _QUADS * self.count : _QUADS].tobytes()
-
-    def _times(self, field: int) -> bytes:
-        """Seconds and nanoseconds in one: all of them at once, as one number of many lanes."""
-        seconds, rest = self._quad(field), self._quad(field + 1)
-        lanes = int.from_bytes(seconds, "little")
-        if not lanes & _LATE:
-            lanes = lanes * _SECOND + int.from_bytes(rest, "little")
-            return lanes.to_bytes(8 * self.count, "little")
-        form = f"<{self.count}q"
-        pairs = zip(struct.unpack(form, seconds), struct.unpack(form, rest), strict=True)
-        return struct.pack(form, *(second * _SECOND + more for second, more in pairs))
 
 
 def _device(number: bytes) -> int:

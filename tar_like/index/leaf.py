@@ -15,6 +15,7 @@ from tar_like.source.stretch import STRETCH
 _HEAD = struct.Struct("<III")
 _COUNT = struct.Struct("<I")
 _NONE = _COUNT.pack(0)
+_NO_TABLES = 3 * _NONE
 _ROW = 28
 """Bytes that the columns take for each name."""
 
@@ -36,8 +37,11 @@ class Leaf(NamedTuple):
         """The bytes that the digest is of."""
         joined = b"\0".join(self.names)
         sizes = _HEAD.pack(len(self.directory), len(joined), len(self.names))
-        few = (_table(one) if one else _NONE for one in (self.targets, self.firsts, self.hashes))
-        return b"".join((sizes, self.directory, joined, self.told, *few))
+        few = _NO_TABLES  # mostly
+        if self.targets or self.firsts or self.hashes:
+            tables = (self.targets, self.firsts, self.hashes)
+            few = b"".join(_table(one) if one else _NONE for one in tables)
+        return b"".join((sizes, self.directory, joined, self.told, few))
 
     def digest(self) -> bytes:
         """32 bytes. What it is in the id."""
@@ -54,7 +58,7 @@ class Leaf(NamedTuple):
         names, at = data[at : at + joined].split(b"\0"), at + joined
         told, at = data[at : at + _ROW * count], at + _ROW * count
         few: list[dict[int, bytes]] = [{}, {}, {}]
-        if data[at:] == _NONE * 3:  # mostly
+        if data[at:] == _NO_TABLES:  # mostly
             at = len(data)
         else:
             for number in range(3):

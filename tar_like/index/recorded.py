@@ -24,7 +24,7 @@ from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
-from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
+from tar_like.source.stretch import FoundInOrder, InOrder, Stretch, newest_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -248,8 +248,7 @@ def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
 
 def _chunk(stretches: list[Stretch], leaves: _Leaves) -> bytes:
     data = packed(stretches)
-    newest = max((stretch.newest for stretch in stretches), default=AT_ONCE)
-    return b"".join((_HEAD.pack(newest, len(data)), data, leaves.taken()))
+    return b"".join((_HEAD.pack(newest_of(stretches), len(data)), data, leaves.taken()))
 
 
 class _Open:

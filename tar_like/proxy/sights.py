@@ -98,9 +98,9 @@ class Changes:
 
 def columns_of(lstats: Lstats) -> list[bytes]:
     """The columns that a sight has of the names that were looked at last. Raises struct.error."""
+    ctimes, mtimes = lstats.times()
     return [
-        lstats.inos, lstats.ctimes, lstats.mtimes, lstats.sizes,
-        lstats.modes, lstats.uids, lstats.gids,
+        lstats.inos, ctimes, mtimes, lstats.sizes, lstats.modes, lstats.uids, lstats.gids,
     ]  # fmt: skip
 
 

@@ -245,8 +245,9 @@ def _stretch(lstats: Lstats, parent: int, directory: bytes, names: list[bytes]) 
                 found = _segments(names[position], parent, size)
                 if found is not None:
                     segments[position] = found
-    told = modes, sizes, lstats.mtimes, lstats.uids, lstats.gids
-    kept = lstats.ctimes, lstats.inos, lstats.devs, links
+    ctimes, mtimes = lstats.times()
+    told = modes, sizes, mtimes, lstats.uids, lstats.gids
+    kept = ctimes, lstats.inos, lstats.devs, links
     return stretch_of(directory, names, told, kept, files, targets=targets, segments=segments)
 
 

@@ -46,8 +46,6 @@ class Stretch(NamedTuple):
     """Columns that tell one tree from another, packed: see ``pack_told``."""
     kept: bytes
     """ctime, inode, device (i64) and number of links (u32): columns, packed."""
-    newest: int
-    """The last mtime."""
     files: int
     file_bytes: int
     linked: list[int]
@@ -69,6 +67,12 @@ class Stretch(NamedTuple):
             for name, mode in zip(self.names, modes, strict=True)
             if mode & FORMAT == stat.S_IFDIR
         ]
+
+    @property
+    def mtimes(self) -> bytes:
+        """The column of mtimes, packed."""
+        count = len(self.names)
+        return self.told[12 * count : 20 * count]
 
     @property
     def versions(self) -> bytes:
@@ -129,6 +133,12 @@ class Stretch(NamedTuple):
         return _unpack(_kept_format(len(self.names)), 4, self.kept)
 
 
+def newest_of(stretches: Iterable[Stretch]) -> int:
+    """The last mtime; the least that there may be, where there are no names."""
+    mtimes = b"".join(stretch.mtimes for stretch in stretches)
+    return max(struct.unpack(f"<{len(mtimes) // 8}q", mtimes), default=-(1 << 63))
+
+
 def pack_told(modes: Column, sizes: Column, mtimes: Column, uids: Column, gids: Column) -> bytes:
     """Modes with type bits (u32), sizes (i64), mtimes (i64), uids and gids (u32), little-endian.
 
@@ -170,7 +180,7 @@ def stretch_of(
 
     Sizes are 0 but for files; directories have one link.
     """
-    _, sizes, mtimes, _, _ = told = tuple(told)
+    _, sizes, _, _, _ = told = tuple(told)
     *_, links = kept = tuple(kept)
     form = f"<{len(names)}q"
     linked = []
@@ -182,7 +192,6 @@ def stretch_of(
         names,
         b"".join(told),
         b"".join(kept),
-        max(struct.unpack(form, mtimes), default=-(1 << 63)),
         files,
         sum(struct.unpack(form, sizes)),
         linked,

@@ -18,7 +18,7 @@ from tar_like.index import Recorded
 from tar_like.index.leaf import Leaf
 from tar_like.index.recorded import LEAF, LEAF_NAME, PART
 from tar_like.rules import PATCHED, Rules
-from tar_like.source.stretch import Stretch
+from tar_like.source.stretch import Stretch, newest_of
 from tar_like.upload.client import Client
 from tar_like.upload.told import Telling
 from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead
@@ -78,7 +78,7 @@ class Patching:
                     if room < 0:
                         return ""
                     file.writelines(_packed(stretch))
-                    if newest is not None and stretch.newest > newest:
+                    if newest is not None and newest_of([stretch]) > newest:
                         newer.append(stretch)
                 file.flush()
                 with Telling(rows.url, newer, newest or 0) as telling:
