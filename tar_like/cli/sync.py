@@ -271,14 +271,16 @@ def _as_patch(
     from tar_like.upload.run import PatchGone
 
     tree, path = rows.summary, os.path.join(folder, "patch.db")
-    patch = "" if options.redis else patching.offer(rows, path)
-    if not patch:
+    offered = None if options.redis else patching.offer(rows, path)
+    if offered is None:
         return None, 0
-    scanned(rows.url, patch)
+    scanned(rows.url, offered.id)
     say_scanned(tree, output)
     try:
         digests = patching.digests
-        upload = replace(upload, index_path=path, patch_of=tree.id, digests=digests)
+        upload = replace(
+            upload, index_path=path, patch_of=tree.id, offered=offered, digests=digests
+        )
         return _upload(options, upload, tree, output, client), 0
     except PatchGone as gone:
         return None, gone.carried

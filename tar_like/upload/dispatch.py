@@ -14,6 +14,7 @@ from tar_like.config import S3Settings, Trust
 from tar_like.rules import Rules
 from tar_like.upload.client import Client, Pace
 from tar_like.upload.range import BlockOutcome, Taker
+from tar_like.wire import Status
 
 
 class Progress(Protocol):
@@ -60,6 +61,8 @@ class UploadOptions:
     """The token of the look that the receiver took meanwhile, if any."""
     patch_of: str = ""
     """The id of the whole tree, where the index is only of what differs (upload.patch)."""
+    offered: Status | None = None
+    """What the receiver said when the patch was offered."""
     digests: Mapping[bytes, bytes] = field(default_factory=dict)
     """What is known of files, by path: digest.DEFAULT of their content."""
     direct: Callable[[], Taker] | None = None

@@ -21,7 +21,7 @@ from tar_like.rules import PATCHED, Rules
 from tar_like.source.stretch import Stretch, newest_of
 from tar_like.upload.client import Client
 from tar_like.upload.told import Telling
-from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead
+from tar_like.wire import MOST_PATCHED, SEGMENT, Look, PatchHead, Status
 
 FEW = 1000
 """Names that a patch may have of any tree."""
@@ -54,14 +54,13 @@ class Patching:
         except TarLikeError:
             return b""
 
-    def offer(self, rows: Recorded, path: str) -> str:
+    def offer(self, rows: Recorded, path: str) -> Status | None:
         """Have a transfer of what differs; its index goes to ``path``.
 
-        Returns its id; empty where the whole index is to be offered. New files are read meanwhile:
-        see ``digests``.
+        None where the whole index is to be offered. New files are read meanwhile: see ``digests``.
         """
         if not rows.regular or not self.base:
-            return ""
+            return None
         order = compare(self.base, bytes(rows.leaves))
         head = PatchHead(
             base=self._look.index, look=self._look.token, source=rows.url, order=tuple(order)
@@ -76,7 +75,7 @@ class Patching:
                     stretch, _ = rows.stretch(number)
                     room -= len(stretch.names)
                     if room < 0:
-                        return ""
+                        return None
                     file.writelines(_packed(stretch))
                     if newest is not None and newest_of([stretch]) > newest:
                         newer.append(stretch)
@@ -85,9 +84,9 @@ class Patching:
                     status = self._client.patch(rows.summary.id, file.name, telling.begin)
                     self._client.fetch(status.id, "db", path)
             self.digests = telling.digests
-            return status.id
+            return status
         except TarLikeError:
-            return ""
+            return None
 
 
 def _given(order: Order) -> Iterator[int]:

@@ -109,6 +109,7 @@ class Upload:
         self._resumed = False
         self._looked = False
         self._has_told = False
+        self._offered = options.offered
         self._again = False
         self._sent_before = 0
         """Blocks of plans that were given up."""
@@ -178,7 +179,7 @@ class Upload:
                 self.summary.failures.append(Failure(shown(row.path), row.detail, source=True))
 
     def _negotiate(self, client: Client, index: Index, folder: str) -> Status:
-        status = client.status(index.id)
+        status, self._offered = self._offered or client.status(index.id), None
         if status is None or status.state == COMPLETE:
             if self._options.patch_of:
                 raise PatchGone
