@@ -115,6 +115,34 @@ def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
     assert sync(src, dst, "--delete")["blocks_sent"] == 0
 
 
+def test_what_is_told_unasked_is_not_asked_and_not_sent(work: Path, dice: random.Random) -> None:
+    """New names for what the receiver has: of their size, but of no time that it knows."""
+    src, dst = work / "src", work / "dst"
+    src.mkdir()
+    for number in range(30):
+        (src / f"old {number}").write_bytes(dice.randbytes(5000 + number))
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        for number in range(10):
+            (src / f"copy {number}").write_bytes((src / f"old {number}").read_bytes())
+        (src / "other").write_bytes(dice.randbytes(5003))
+        (src / "empty").touch()
+        argv = "sync", src, proxy.url, "--delete", "--json"
+        done = run(*argv)
+        assert b"Looking at what" not in done.err
+        assert was_patched(dst)
+        assert_same(src, dst)
+        assert_ledger(src, dst, work)
+        assert done.summary["bytes_sent"] == 5003
+        # What is as old as the rest is asked about, as before.
+        (src / "moved").write_bytes((src / "old 1").read_bytes())
+        os.utime(src / "moved", ns=(5, 5))
+        done = run(*argv)
+        assert b"Looking at what" in done.err
+        assert done.summary["bytes_sent"] == 0
+        assert_same(src, dst)
+
+
 def test_more_than_a_patch_may_have_is_offered_whole(work: Path, dice: random.Random) -> None:
     src, dst = work / "src", work / "dst"
     for folder in range(24):

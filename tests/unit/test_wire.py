@@ -20,6 +20,7 @@ from tar_like.wire import (
     Inflater,
     Look,
     Status,
+    Told,
     bitmap,
     bits_missing,
     deflate_file,
@@ -163,6 +164,28 @@ def test_what_is_no_look_is_refused(text: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         Look.from_json(text)
     assert Look.from_json(b'{"token": "t", "index": "x"}') == Look(token="t", index="x")
+
+
+def test_what_is_told_comes_back() -> None:
+    told = Told(digests={1: bytes(32), 70_000: b"\xff" * 32})
+    assert Told.from_json(json.loads(json.dumps(told.to_json()))) == told
+    assert Told.from_json({"entries": [], "digests": ""}) == Told(digests={})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None, [], {}, "x", {"entries": [1]}, {"digests": "00" * 32},
+        {"entries": [1], "digests": ""}, {"entries": [], "digests": "00" * 32},
+        {"entries": [1], "digests": "00" * 31}, {"entries": [1], "digests": "x" * 64},
+        {"entries": ["1"], "digests": "00" * 32}, {"entries": [True], "digests": "00" * 32},
+        {"entries": [1.0], "digests": "00" * 32}, {"entries": {"1": 1}, "digests": "00" * 32},
+        {"entries": [1] * 2001, "digests": "00" * 32 * 2001},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_refused(values: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Told.from_json(values)
 
 
 def inflate(chunks: list[bytes], limit: int = 1 << 30) -> bytes:
