@@ -56,7 +56,7 @@ class Walker:
         self._names: list[bytes] = []
         self._fds: list[int] = []
         self._current = b""
-        self._root = self._open(root)
+        self._root = self._open(root, follow=True)
 
     @property
     def root(self) -> int:
@@ -107,7 +107,7 @@ class Walker:
         if name in (b"", b".", b".."):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = self._fds[-1] if self._fds else self._root
-        fd = self._open(name, os.O_NOFOLLOW, at)
+        fd = self._open(name, at)
         self._fds.append(fd)
         self._names.append(name)
         middle = len(self._fds) - KEEP - 1
@@ -116,8 +116,13 @@ class Walker:
             self._fds[middle] = -1
 
     def _open(
-        self, name: str | bytes | os.PathLike[str], flags: int = 0, parent: int | None = None
+        self,
+        name: str | bytes | os.PathLike[str],
+        parent: int | None = None,
+        *,
+        follow: bool = False,
     ) -> int:
+        flags = 0 if follow else os.O_NOFOLLOW
         try:
             return os.open(name, self._flags | flags, dir_fd=parent)
         except PermissionError:

@@ -202,7 +202,10 @@ class Answers:
 
 
 class Digests:
-    """Answers' digests, read in step with who asks for them by ascending entries."""
+    """Answers' digests, read in step with who asks for them by ascending entries.
+
+    Whoever asks for one before the last begins anew.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db

@@ -26,7 +26,7 @@ from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy.backup import Backup
 from tar_like.rules import Rules
 from tar_like.source.filters import make_filter
-from tar_like.source.folder import RESERVED, sorted_names
+from tar_like.source.folder import RESERVED, list_by_path
 from tar_like.wire import Failure
 
 _CLOSED = (errno.EACCES, errno.EPERM)
@@ -295,8 +295,7 @@ class _List:
 
 
 def _names(fd: int) -> Iterator[bytes]:
-    with os.scandir(f"/proc/self/fd/{fd}/") as entries:
-        return iter(sorted_names(entries))
+    return iter(list_by_path(fd))
 
 
 def open_up(fd: int) -> bool:

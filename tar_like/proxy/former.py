@@ -11,6 +11,7 @@ from __future__ import annotations
 import stat
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import NewType
 
 from tar_like.index.leaf import Leaf
 from tar_like.proxy.ledger import LeafRow
@@ -22,8 +23,12 @@ _TOLD = (MODE, SIZE, MTIME, UID, GID)
 _SYMLINK = stat.S_IFLNK >> 8
 """The upper byte of a mode is no less for a symlink, and is less for files and directories."""
 
-Was = Row | int | None
-"""What a name was: its row, or the number that this is likely to have; None for a new name."""
+Position = NewType("Position", int)
+"""Of a name in a sight."""
+Number = NewType("Number", int)
+"""That a row is likely to have."""
+Was = Row | Number | None
+"""What a name was; None for a new one."""
 
 
 class Former:
@@ -38,7 +43,7 @@ class Former:
         self._names: list[bytes] = []
         self._ranges: dict[bytes, tuple[int, int]] = {}
         """Positions in the sight of leaves that are left as a whole, by their first names."""
-        self._left: dict[bytes, Row | int] = {}
+        self._left: dict[bytes, Row | Position] = {}
         """The others, by name: a row, or a position in the sight."""
         if sight is not None and directory and self._take_seen(leaves, sight):
             return
@@ -65,10 +70,11 @@ class Former:
         if self._names[first:stop] == leaf.names:
             del self._ranges[leaf.names[0]]
             for position in self._unlike(leaf, first):
-                yield position, self._number(first + position)
+                yield position, self._number(Position(first + position))
             return
         for first, stop in self._ranges.values():
-            self._left.update(zip(self._names[first:stop], range(first, stop), strict=True))
+            positions = map(Position, range(first, stop))
+            self._left.update(zip(self._names[first:stop], positions, strict=True))
         self._ranges.clear()
         for position, name in enumerate(leaf.names):
             was = self._left.pop(name, None)
@@ -92,21 +98,20 @@ class Former:
                 found.update(_lanes(now, then, 8 * width))
         return sorted(found)
 
-    def left(self) -> Iterator[tuple[bytes, Row | int]]:
+    def left(self) -> Iterator[tuple[bytes, Row | Number]]:
         """The paths of those that no leaf has, and what they were."""
         for first, stop in self._ranges.values():
             for position in range(first, stop):
-                yield self._prefix + self._names[position], self._number(position)
+                yield self._prefix + self._names[position], self._number(Position(position))
         for name, was in self._left.items():
             yield self._prefix + name, self._number(was) if isinstance(was, int) else was
 
-    def _number(self, position: int) -> int:
-        """The number that the row is likely to have of what is at a position in the sight."""
+    def _number(self, position: Position) -> Number:
         assert self._sight is not None
         folders = self._sight.folders
         if folders and folders[0] < position:
-            return UNKNOWN  # what is below that one lies between
-        return self._sight.row + 1 + position
+            return Number(UNKNOWN)  # what is below that one lies between
+        return Number(self._sight.row + 1 + position)
 
 
 def _lanes(one: bytes, other: bytes, bits: int) -> Iterator[int]:

@@ -42,7 +42,7 @@ LEAF = """CREATE TABLE leaf (
 )"""
 LEAVES = "leaves.db"
 """Has that table, beside the index of a transfer."""
-OF_LEDGER = ("landed", "newest", "plan", "snapshot", "unsynced", "offsets")
+OF_LEDGER = ("landed", "linked", "newest", "plan", "snapshot", "unsynced", "offsets")
 """What a ledger says of itself that an index does not."""
 UNSYNCED, OFFSETS, LINKED = "unsynced", "offsets", "linked"
 """In its meta: who wrote it unsynced, that its offsets are stale, whether it has hard links."""

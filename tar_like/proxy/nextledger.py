@@ -25,9 +25,12 @@ _NOTE_LINKS = """
 INSERT OR REPLACE INTO meta SELECT ?, EXISTS (SELECT 1 FROM entry WHERE kind = 'h')
 """
 
+_ROOMY = 3
+"""Sizes of the ledger that must be free where it is begun before room is made."""
+
 
 class NextLedger:
-    """Written in a folder of its own, and then published."""
+    """Written in the transfer's folder, and then published."""
 
     def __init__(
         self, destination: Destination, path: str, patch: Patch | None, meta: dict[str, str]
@@ -35,24 +38,31 @@ class NextLedger:
         """``path`` is the transfer's folder; ``meta`` is what the ledger is to say of itself."""
         self._destination = destination
         self._path = path
+        self._file = os.path.join(path, "next.db")
         self._patch = patch
         self._meta = meta
-        self._folder = ""
         self._draft: Draft | None = None
         self._drafting: threading.Thread | None = None
-        self._failed = False
+        self._begun = False
+        """Whether all of a draft that can be written before anything has landed is written."""
 
     def begin(self) -> None:
-        """Begin to write it, if that can be before anything has landed.
+        """Begin to write it, if that can be before anything has landed, and there is room for it.
 
         No process may be forked before it is published or closed.
         """
         ledger = self._destination.ledger
         if self._patch is None or not self._patch.fits(ledger):
             return
+        room = os.statvfs(self._path)
+        if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger):
+            return  # names that are replaced or deleted may free some before it is needed
+        self._remove()
         self._draft = self._patch.draft(ledger, self._file)
-        self._drafting = threading.Thread(target=self._begin_draft, daemon=True)
-        self._drafting.start()
+        drafting = threading.Thread(target=self._begin_draft, daemon=True)
+        with contextlib.suppress(RuntimeError):  # more threads than there may be: it is done later
+            drafting.start()
+            self._drafting = drafting
 
     def publish(self, landed: str) -> None:
         """Say what is at the destination from now on; ``landed`` is a file with that table.
@@ -72,22 +82,16 @@ class NextLedger:
     def close(self) -> None:
         """Give up what is not published. Idempotent."""
         self._give_up()
-        if self._folder:
-            self._destination.discard(self._folder)
-            self._folder = ""
-
-    @property
-    def _file(self) -> str:
-        if not self._folder:
-            self._folder = self._destination.temporary()
-        return os.path.join(self._folder, "ledger.db")
 
     def _begin_draft(self) -> None:
+        """On the thread. Whatever goes wrong, it is tried once more when it is needed."""
         assert self._draft is not None
-        try:
+        with contextlib.suppress(OSError, MemoryError, sqlite3.Error):
             self._draft.begin()
-        except (OSError, sqlite3.Error):
-            self._failed = True  # there may be room later; else it fails once more
+            self._begun = True
+        if not self._begun:
+            self._draft.close()
+            self._remove()  # others need the room
 
     def _give_up(self) -> None:
         if self._drafting is not None:
@@ -96,24 +100,33 @@ class NextLedger:
         if self._draft is not None:
             self._draft.close()
             self._draft = None
-        self._failed = False
-        if self._folder:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._file)
+        self._begun = False
+        self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._file)
 
     def _fill(self, landed: str) -> None:
         if self._drafting is not None:
             self._drafting.join()
-        if self._failed:
+        if not self._begun:
             self._give_up()
         if self._patch is None:
             whole_ledger(self._file, self._path, landed)
         else:
-            if self._draft is None:
-                self._draft = self._patch.draft(self._destination.ledger, self._file)
-                self._draft.begin()
-            self._draft.end(landed)
-            self._draft.close()
+            self._finish_draft(self._patch, landed)
+        self._describe()
+
+    def _finish_draft(self, patch: Patch, landed: str) -> None:
+        if self._draft is None:
+            self._draft = patch.draft(self._destination.ledger, self._file)
+            self._draft.begin()
+        self._draft.end(landed)
+        self._draft.close()
+
+    def _describe(self) -> None:
+        """Write what it says of itself, and an index does not (ledger.OF_LEDGER)."""
         meta = dict(self._meta)
         if self._patch is not None:
             meta[LINKED] = "0"  # else it would have been offered whole

@@ -168,19 +168,29 @@ def write_survey(
             if vouched is not None and known.patch and sift is None and not rules.size_only:
                 db.execute(_LEFT_OF_PATCH)
             else:
-                lacking: Iterator[Entry] = map(Entry._make, db.execute(_LEFT))
-                if rules.size_only:
-                    lacking = _but_of_size(lacking, walker, db)
-                rows = (
-                    (entry.id, entry.size, entry.mtime, entry.hash, *_at(walker, entry))
-                    for entry in (sift(lacking) if sift is not None else lacking)
-                )
-                db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
+                _note_lacking(db, walker, sift, rules)
         if known.strays and not (vouched is not None and vouched.alone):
             note_strays(db, known.root, vouched)
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _note_lacking(
+    db: sqlite3.Connection,
+    walker: Walker,
+    sift: Callable[[Iterator[Entry]], Iterator[Entry]] | None,
+    rules: Rules,
+) -> None:
+    """Fill the table ``lacking``, by a look at what lies at each path."""
+    lacking: Iterator[Entry] = map(Entry._make, db.execute(_LEFT))
+    if rules.size_only:
+        lacking = _but_of_size(lacking, walker, db)
+    rows = (
+        (entry.id, entry.size, entry.mtime, entry.hash, *_at(walker, entry))
+        for entry in (sift(lacking) if sift is not None else lacking)
+    )
+    db.executemany("INSERT INTO lacking VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
 def _begin(path: str, index: Index, known: Known) -> sqlite3.Connection:

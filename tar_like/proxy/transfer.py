@@ -114,7 +114,7 @@ class Transfer:
         return self.negotiate_as(wish, rules or Rules())
 
     def negotiate_as(self, wish: Wish, rules: Rules) -> Status:
-        """The same."""
+        """What ``negotiate`` does, for all that a sender may wish for."""
         self.state(rules)
         try:
             with Planning(self._destination, self.id) as planning:

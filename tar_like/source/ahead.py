@@ -81,7 +81,7 @@ def packed(stretches: Iterable[Stretch]) -> bytes:
 
 
 def loaded(data: bytes | memoryview) -> list[Closed]:
-    """The stretches again, of which those that are wanted are yet to be open_stretch."""
+    """The stretches again, each for ``open_stretch``."""
     stretches: list[Closed] = marshal.loads(data)
     return stretches
 

@@ -20,9 +20,11 @@ import itertools
 import os
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from operator import attrgetter
+from typing import Any, BinaryIO
 
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
@@ -34,6 +36,11 @@ from tar_like.source.contract import Found, Reading, Skipped, Wanted
 from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of, stretch_of_found
 from tar_like.sparse import data_of
 
+_AS_TEXT = sys.getfilesystemencoding() == "utf-8"
+"""Whether names that are listed as text, as by an fd, become the bytes again that they were.
+
+Of some encodings (Big5, say) not all do."""
+_NAME = attrgetter("name")
 RUN = 100_000
 """Names of one directory that are sorted in memory; more are merged from sorted files."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -176,14 +183,14 @@ class FolderSource:
     def _names(self, directory: bytes) -> Iterable[bytes]:
         """The names in a directory, sorted as bytes. Raises OSError."""
         fd = self._walker.dirfd(directory)
-        try:
-            with os.scandir(fd) as entries:
-                return sorted_names(entries)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-        with os.scandir(f"/proc/self/fd/{fd}/") as entries:  # which says why it is not readable
-            return sorted_names(entries)
+        if _AS_TEXT:
+            try:
+                with os.scandir(fd) as entries:
+                    return sorted_names(map(_NAME, entries), joined=True)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+        return list_by_path(fd)  # which also says why it is not readable
 
     def _at_once(self, directory: bytes, names: list[bytes], wanted: Wanted) -> Stretch | None:
         """These names of a directory; None where they must be looked at one by one."""
@@ -392,13 +399,22 @@ def portable(key: str) -> bool:
     return key.startswith("user.") or (os.geteuid() == 0 and not key.startswith("system."))
 
 
-def sorted_names(entries: Iterator[os.DirEntry[str]]) -> Iterable[bytes]:
-    """Sort names in bounded memory: what exceeds a run goes through temporary files."""
+def list_by_path(fd: int) -> Iterable[bytes]:
+    """The names in a directory that is open, readable or not, in order. Raises OSError."""
+    with os.scandir(b"/proc/self/fd/%d/" % fd) as entries:
+        return sorted_names(map(_NAME, entries))
+
+
+def sorted_names(names: Iterator[Any], *, joined: bool = False) -> Iterable[bytes]:
+    """Sort names in bounded memory: what exceeds a run goes through temporary files.
+
+    ``joined``: they are texts, and become bytes all at once, in a third of the time.
+    """
     files: list[BinaryIO] = []
     while True:
-        # All at once: to encode each by itself takes a third of the time of listing them.
-        texts = [entry.name for entry in itertools.islice(entries, RUN)]
-        run = os.fsencode("\0".join(texts)).split(b"\0") if texts else []
+        run = list(itertools.islice(names, RUN))
+        if joined and run:
+            run = os.fsencode("\0".join(run)).split(b"\0")
         run.sort()
         if len(run) < RUN:
             return heapq.merge(run, *map(_unspill, files)) if files else run

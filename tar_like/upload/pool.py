@@ -80,7 +80,11 @@ class Pool:
             yield BlockOutcome(block_no=missing[0], error=str(error), fatal=True)
             return
         with contextlib.closing(sender):
-            yield from sender.send(list(missing), stop=lambda: self._stopped)
+            try:
+                yield from sender.send(list(missing), stop=lambda: self._stopped)
+            except (MemoryError, OSError) as error:  # which would be the end of a process
+                what = f"Sending failed ({type(error).__name__}): run it again."
+                yield BlockOutcome(block_no=missing[0], error=what, fatal=True)
 
     def _hear(self, connection: Connection, work: _Work) -> Iterator[BlockOutcome]:
         child = self._children[connection]

@@ -8,6 +8,7 @@ are only it knows; but few small files are read in less time than it takes to as
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import threading
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,8 @@ class Telling:
     def begin(self) -> None:
         """Now there is time to read. Idempotent."""
         if self._thread.ident is None:
-            self._thread.start()
+            with contextlib.suppress(RuntimeError):  # more threads than there may be
+                self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         if self._thread.ident is not None:
@@ -57,8 +59,8 @@ class Telling:
                 for file, hashed in hash_files(source, digest.DEFAULT, files, _itself, jobs=1):
                     if hashed is not None and hashed.digest:
                         self.digests[file.path] = hashed.digest
-        except TarLikeError:
-            pass  # whoever has to read them says what is wrong
+        except (TarLikeError, OSError, MemoryError):
+            self.digests.clear()  # whoever has to read them says what is wrong
 
     def _files(self) -> Iterator[Piece]:
         newest = self._newest

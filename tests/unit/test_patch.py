@@ -27,7 +27,7 @@ from tar_like.index.reader import PATCH_OF
 from tar_like.index.recorded import LEAF_NAME
 from tar_like.layout import sort_key
 from tar_like.lstat import Lstats
-from tar_like.proxy import look, patching
+from tar_like.proxy import look, nextledger, patching
 from tar_like.proxy.commit import run_commit
 from tar_like.proxy.ledger import Ledger, version_of
 from tar_like.proxy.look import (
@@ -454,27 +454,53 @@ def test_what_is_remembered_after_a_patch_is_what_lies_there(
     assert target.look()[1] == by_rows()
 
 
+def beside() -> bool:
+    return threading.current_thread() is not threading.main_thread()
+
+
 @pytest.mark.parametrize("structural", [False, True])
+@pytest.mark.parametrize("trouble", ["full", "memory", "thread", "room", "none"])
 def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
-    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch, structural: bool
+    work: Path,
+    source: Path,
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    structural: bool,
+    trouble: str,
 ) -> None:
-    begin_draft, threads = Draft.begin, list[bool]()
+    begin_draft, threads, describe = Draft.begin, list[bool](), Draft._describe
 
-    def no_room_beside(draft: Draft) -> None:
-        beside = threading.current_thread() is not threading.main_thread()
-        threads.append(beside)
+    def noted(draft: Draft) -> None:
+        threads.append(beside())
         begin_draft(draft)
-        if beside:
-            raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Draft, "begin", no_room_beside)
+    def failing(draft: Draft, db: sqlite3.Connection) -> None:
+        """It is half written then."""
+        if beside() and trouble == "full":
+            raise sqlite3.OperationalError("database or disk is full")
+        if beside() and trouble == "memory":
+            raise MemoryError
+        describe(draft, db)
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Draft, "begin", noted)
+    monkeypatch.setattr(Draft, "_describe", failing)
+    if trouble == "thread":
+        monkeypatch.setattr(threading.Thread, "start", none)
+    if trouble == "room":
+        monkeypatch.setattr(nextledger, "_ROOMY", 1 << 40)
     (source / "d/c").chmod(0o600)
     if structural:
         (source / "d/new").write_bytes(b"")
         (source / "z").unlink()
     tree, body, seen = honest(source, target, work / "spool")
     target.commit(target.put(tree, body, seen))
-    assert threads == [True, False]
+    assert threads == {"none": [True], "thread": [False], "room": [False]}.get(
+        trouble, [True, False]
+    )
+    monkeypatch.undo()
     trees.assert_same(source, target.dest)
     target.assert_consistent()
     seen = target.look()[1]

@@ -243,6 +243,33 @@ def test_what_cannot_be_read_is_named_and_harms_no_other(work: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_names_come_back_as_they_are(
+    work: Path, monkeypatch: pytest.MonkeyPatch, as_text: bool
+) -> None:
+    """As text only where no two names have the same one: of Big5's bytes some have."""
+    names = {
+        b"\xa2\xcc",
+        b"\xa4Q",
+        b"\xff",
+        b"new\nline",
+        "ü".encode(),
+        "\udcff".encode("utf-8", "surrogatepass"),
+    }
+    for name in names:
+        Path(os.fsdecode(os.fsencode(work) + b"/" + name)).touch()
+    monkeypatch.setattr(folder, "_AS_TEXT", as_text)
+    if not as_text:
+        monkeypatch.setattr(folder.os, "fsencode", lambda _: pytest.fail("as text"))
+    source = FolderSource(str(work))
+    (stretch,) = list(source._stretches(Wanted()))[1:]
+    source.close()
+    assert stretch.names == sorted(names)
+    fd = os.open(work, os.O_PATH)
+    assert list(folder.list_by_path(fd)) == sorted(names)
+    os.close(fd)
+
+
 def test_a_root_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="does not exist"):

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from multiprocessing import Pipe
 from pathlib import Path
@@ -230,6 +231,47 @@ def test_senders_that_cannot_be_made_say_why(capfd: pytest.CaptureFixture[str]) 
     outcomes = list(Pool(make, 2).send(range(100)))
     assert {(one.error, one.fatal) for one in outcomes} == {("The folder does not exist.", True)}
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_single_block_is_sent_here_unless_apart(tmp_path: Path) -> None:
+    pids = []
+
+    class Here(Sender):
+        def send(
+            self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
+        ) -> Iterator[BlockOutcome]:
+            for outcome in super().send(blocks, stop=stop):
+                yield replace(outcome, error=str(os.getpid()))
+
+    def make(number: int) -> RangeSender:
+        return Here(tmp_path, number, {})  # type: ignore[return-value]
+
+    for apart in (False, True):
+        (outcome,) = Pool(make, 2, always_apart=apart).send([7])
+        pids.append(int(outcome.error))
+    assert pids[0] == os.getpid() != pids[1]
+
+
+def test_a_single_block_that_cannot_be_sent_says_why(tmp_path: Path) -> None:
+    def make(number: int) -> RangeSender:
+        raise UsageError("The folder does not exist.")
+
+    class Poor(Sender):
+        def send(
+            self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
+        ) -> Iterator[BlockOutcome]:
+            raise MemoryError
+
+    (outcome,) = Pool(make, 2).send([7])
+    assert (outcome.block_no, outcome.error, outcome.fatal) == (
+        7, "The folder does not exist.", True,
+    )  # fmt: skip
+    poor = Poor(tmp_path, 0, {})
+    (outcome,) = Pool(lambda _: poor, 2).send([7])  # type: ignore[arg-type,return-value]
+    assert "MemoryError" in outcome.error and outcome.fatal
+    stopped = pool_of(tmp_path, 2, {})
+    stopped.stop()
+    assert list(stopped.send([7])) == []
 
 
 def test_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
