@@ -132,8 +132,7 @@ class Extras:
 
     def _extra(self, path: bytes, directory: bytes, name: bytes) -> Extra | None:
         try:
-            parent = self._walker.dirfd(directory)
-            st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            st = self._state(directory, name)
             is_directory = stat.S_ISDIR(st.st_mode)
             if self._spare(path, is_directory):
                 self.spared += 1
@@ -147,6 +146,16 @@ class Extras:
             self._fail(path, error)
             return None
         return Extra(path, is_directory)
+
+    def _state(self, directory: bytes, name: bytes) -> os.stat_result:
+        """What lies there, also where a directory may be listed and not be gone through."""
+        parent = self._walker.dirfd(directory)
+        try:
+            return os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except PermissionError:
+            if not (self._may_change and open_up(parent)):
+                raise
+            return os.stat(name, dir_fd=parent, follow_symlinks=False)
 
     def _list(self, directory: bytes) -> Iterator[bytes]:
         try:

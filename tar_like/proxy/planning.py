@@ -211,8 +211,9 @@ class Planning:
         try:
             twins = set(survey.twins(self._index))
             entries = map(self._index.entry, sorted(twins))
-            left = _Sorter(db).left(entries, self._digest_of(), Segments(self._index))
-            twins -= {entry.id for entry in left}
+            with self._digests() as digest_of:
+                left = _Sorter(db).left(entries, digest_of, Segments(self._index))
+                twins -= {entry.id for entry in left}
             padding = sum(self._index.entry(entry_id).size for entry_id in twins)
             short = padding <= MAX_PADDING * wish.block_size
             if not short or not build_whole_plan(self._index, plan, wish.block_size, twins):
@@ -325,9 +326,10 @@ class Planning:
     def _plan(self, folder: str, wish: Wish) -> None:
         """Assemble, then plan what is left."""
         temporary, plan = os.path.join(folder, "kept.db"), os.path.join(folder, "plan.db")
-        db = kept.create(temporary)
-        try:
+        with contextlib.ExitStack() as opened:
+            db = opened.enter_context(contextlib.closing(kept.create(temporary)))
             found = survey.Survey(self._file("survey.db"))
+            opened.callback(found.close)
             found.copy_kept(db)
             sorter = _Sorter(db)
             with _Pool(self._jobs, self._destination, self._path) as pool:
@@ -336,14 +338,11 @@ class Planning:
                     sorter.take(provided)
             if sorter.staged:
                 self._sync()
-            segments = Segments(self._index)
+            digest_of = opened.enter_context(self._digests())
             entries = (entry for entry, _ in found.lacking(self._index))
-            lacking = sorter.left(entries, self._digest_of(), segments)
+            lacking = sorter.left(entries, digest_of, Segments(self._index))
             build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
-            found.close()
             db.execute("COMMIT")
-        finally:
-            db.close()
         if self._destination.donors(self._id) and not self._fits(plan):
             self._without_donors(folder, wish)
             return
@@ -372,13 +371,16 @@ class Planning:
 
     def _tasks(self, wish: Wish, *, known: bool) -> Iterator[Task]:
         """Lacking files whose content may be here; ``known``: also those to be looked up."""
-        found = survey.Survey(self._file("survey.db"))
-        digest_of = self._digest_of()
-        read = Strays(self._file(strays.NAME))
-        lacking = found.lacking(self._index)
-        wanted = (digest_of(entry) for entry, _ in lacking) if known else ()
-        sources = Sources(read, self._sources(wanted))
-        try:
+        with contextlib.ExitStack() as opened:
+            found = survey.Survey(self._file("survey.db"))
+            opened.callback(found.close)
+            digest_of = opened.enter_context(self._digests())
+            read = Strays(self._file(strays.NAME))
+            opened.callback(read.close)
+            lacking = found.lacking(self._index)
+            wanted = (digest_of(entry) for entry, _ in lacking) if known else ()
+            sources = Sources(read, self._sources(wanted))
+            opened.callback(sources.close)
             by_path = self._bases(wish)
             for entry, at_size in found.lacking(self._index):
                 content = digest_of(entry)
@@ -386,10 +388,6 @@ class Planning:
                 if (at_size >= 0 and (content or not known)) or same:
                     basis = by_path.get(entry.path)
                     yield Task(entry.id, entry.size, at_size, basis, read.at(entry.id), same)
-        finally:
-            sources.close()
-            read.close()
-            found.close()
 
     def _bases(self, wish: Wish) -> dict[bytes, Row]:
         """What the ledger knows of the older versions of files whose chunks are asked for."""
@@ -415,15 +413,16 @@ class Planning:
         finally:
             ledger.close()
 
-    def _digest_of(self) -> Callable[[Entry], bytes]:
+    @contextlib.contextmanager
+    def _digests(self) -> Iterator[Callable[[Entry], bytes]]:
         """What is known of files' digests: from the index, or from the answers."""
         said = self._file("answers.db")
-        digests = Answers(said).digests() if os.path.exists(said) else None
-
-        def find(entry: Entry) -> bytes:
-            return entry.hash if entry.hash or digests is None else digests.of(entry.id)
-
-        return find
+        if not os.path.exists(said):
+            yield lambda entry: entry.hash
+            return
+        with contextlib.closing(Answers(said)) as answers:
+            digests = answers.digests()
+            yield lambda entry: entry.hash or digests.of(entry.id)
 
     def _sync(self) -> None:
         """Raises OSError; what others staged must be sent again then, too."""

@@ -252,12 +252,21 @@ def test_what_is_mounted_below_is_not_deleted(work: Path, kind: str) -> None:
     assert not (dest / "extra").exists()
 
 
-def test_a_closed_folder_of_ours_is_deleted(work: Path) -> None:
+@pytest.mark.parametrize("mode", [0, 0o400, 0o600, 0o300])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_closed_folder_of_ours_is_deleted(work: Path, mode: int, gone: bool) -> None:
+    """Also one that may be listed, but not be gone through; and one that a file replaces."""
     source, dest = work / "src", work / "dst"
     source.mkdir()
     full(dest / "closed")
-    for folder, mode in (("closed/below/deeper", 0), ("closed/below", 0o500), ("closed", 0)):
-        (dest / folder).chmod(mode)
+    for folder, closed in (
+        ("closed/below/deeper", mode),
+        ("closed/below", 0o500),
+        ("closed", mode),
+    ):
+        (dest / folder).chmod(closed)
+    if not gone:
+        (source / "closed").write_text("a file now")
     sync(source, dest, DELETE, powers=False)
     assert_same(source, dest)
 

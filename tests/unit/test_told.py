@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import random
 import threading
@@ -120,6 +122,28 @@ def test_what_is_told_answers_all_questions(job: Job) -> None:
     assert job.complete() == {}
     trees.assert_same(job.source, job.dest)
     job.close()
+
+
+def opened() -> list[str]:
+    """What this process has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
+def test_planning_leaves_nothing_open(job: Job) -> None:
+    """Not even until garbage is looked for: a serving process plans for years."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = opened()
+        assert negotiate(job, "same", "other").state == RECEIVING
+        job.close()
+        assert [path for path in opened() if path not in before] == []
+    finally:
+        gc.enable()
 
 
 def test_what_is_told_in_part_is_asked_in_full(job: Job) -> None:
