@@ -24,6 +24,7 @@ COUNTS = {
     "flips": 1_000_000,
     "slow": 1000,
     "kills": 1000,
+    "patches": 300,
 }
 """How often each long form tries; the name is that of its module."""
 

@@ -35,10 +35,10 @@ from tests.chaos.scene import Broken, Receiver, Sender
 from tests.trees import visible_files
 
 BLOCK = 16384
-_SHUTDOWN = 0x8004587D
+SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN. Source: include/uapi/linux/ext4.h."""
-_NO_LOG_FLUSH = 2
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+NO_LOG_FLUSH = 2
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 OPTIONS = ("loop", "loop,commit=1", "loop,data=writeback", "loop,nodelalloc")
 
 
@@ -91,7 +91,7 @@ class _Cuts:
         subprocess.run(["mkfs.ext4", "-q", "-F", self._blank], check=True)
         self._boot = work / "boot"
         self._start_again()
-        subprocess.run(["mount", "--bind", self._boot, _BOOT_ID], check=True)
+        subprocess.run(["mount", "--bind", self._boot, BOOT_ID], check=True)
         self._blocks = 0
         self._lasts = self._measure()
         self.figures: dict[str, object] = {}
@@ -151,7 +151,7 @@ class _Cuts:
                         sync_filesystem(fd)  # as the kernel does now and then
                         flushes.pop(0)
                 client.close()
-                fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+                fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         finally:
             os.close(fd)
         return called

@@ -17,6 +17,7 @@ import pytest
         ("full", 3),
         ("sequences", 15),
         ("kills", 6),
+        ("patches", 4),
         ("bits", 300),
         ("network", 12),
         ("flips", 3000),

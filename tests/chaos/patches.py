@@ -1,0 +1,203 @@
+"""Syncing again after small changes, cut off at any moment of it, most often in its commit.
+
+    a disk with a tree on it that was committed > another tree is synced, as a patch of the first
+        > at a random moment: the power is cut, or all are killed, or one process of the receiver
+    then: whatever bears a name is of either tree; what was called complete is there; a tree of
+        the three at hand, synced next, arrives, and once more finds nothing to do
+
+What is cut is the ledger's way from one tree to the next: it must never say more than what lies
+there, since the next sync believes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from tar_like.cli import main
+from tests.chaos import scene
+from tests.chaos.power import BOOT_ID, NO_LOG_FLUSH, OPTIONS, SHUTDOWN
+from tests.chaos.scene import Broken, Fork, Receiver
+from tests.e2e.test_edits import EDITS, Edited
+from tests.processes import group
+from tests.trees import visible_files
+
+_EDITS = sorted(EDITS.keys() - {"link"})
+"""Trees with hard links are offered whole."""
+_FILES = 60
+
+
+def run(count: int, dice: random.Random) -> dict[str, object]:
+    """So many faults. Raises Broken; PermissionError where nothing can be mounted."""
+    return scene.apart(lambda: _run(count, dice))
+
+
+def _run(count: int, dice: random.Random) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(
+        prefix="tar-like-patches-", dir=scene.memory(), ignore_cleanup_errors=True
+    ) as name:
+        faults = _Faults(Path(name), dice)
+        for _ in range(count):
+            faults.one()
+        return faults.figures
+
+
+class _Faults:
+    def __init__(self, work: Path, dice: random.Random) -> None:
+        self._dice = dice
+        self._trees = [work / f"tree {number}" for number in range(3)]
+        self._make_trees(work)
+        self._files = [visible_files(tree) for tree in self._trees]
+        self._disk, self._first = work / "disk", work / "first"
+        self._mount = work / "mnt"
+        self._mount.mkdir()
+        self._dest = self._mount / "dst"
+        self._log = work / "log"
+        self._boot = work / "boot"
+        self._start_again()
+        subprocess.run(["mount", "--bind", self._boot, BOOT_ID], check=True)
+        with self._first.open("wb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self._first], check=True)
+        self._lasts = self._begin()
+        self.figures: dict[str, object] = dict.fromkeys(
+            ("faults", "cuts", "kills", "kills_of_one", "in_the_commit", "after_completion",
+             "with_both_trees_names", "patches_that_followed"), 0,
+        )  # fmt: skip
+
+    def _make_trees(self, work: Path) -> None:
+        """Each of them edited a little after the one before."""
+        root = work / "edited"
+        root.mkdir()
+        edited = Edited(root, self._dice)
+        for number in range(_FILES):
+            folder = root / f"d{number % 7}" / ("deep" if number % 3 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            size = self._dice.choice((0, 1, self._dice.randrange(4096), 50_000))
+            (folder / f"f{number}").write_bytes(self._dice.randbytes(size))
+        for tree in self._trees:
+            subprocess.run(["cp", "-a", root, tree], check=True)
+            for _ in range(self._dice.randrange(2, 6)):
+                EDITS[self._dice.choice(_EDITS)](edited)
+
+    def _start_again(self) -> None:
+        self._boot.write_text(f"{uuid.UUID(int=self._dice.getrandbits(128))}\n")
+
+    def _count(self, name: str) -> None:
+        self.figures[name] = int(str(self.figures[name])) + 1
+
+    def _begin(self) -> float:
+        """A disk with the first tree, and what a look saw; the seconds that the next takes."""
+        with scene.mounted("-o", "loop", self._first, self._mount):
+            for _ in range(2):
+                self._sync(0)
+        shutil.copyfile(self._first, self._disk)
+        with scene.mounted("-o", "loop", self._disk, self._mount):
+            begun = time.monotonic()
+            self._sync(1)
+            return time.monotonic() - begun
+
+    def _sync(self, number: int) -> None:
+        """Sync a tree to its end."""
+        with Receiver(self._dest, log=self._log) as receiver:
+            sender = self._sender(number, receiver)
+            if sender.end() != 0:
+                raise Broken(f"it cannot be synced: {sender.said()}")
+        scene.same(self._trees[number], self._dest)
+
+    def _sender(self, number: int, receiver: Receiver) -> Fork:
+        words = ["sync", "--delete", str(self._trees[number]), receiver.url]
+        return Fork(lambda: main(words), log=self._log)
+
+    def one(self) -> None:
+        """One fault, and what came of it."""
+        self._log.unlink(missing_ok=True)
+        shutil.copyfile(self._first, self._disk)
+        kind = self._dice.choice(("cuts", "kills", "kills_of_one"))
+        with scene.mounted("-o", self._dice.choice(OPTIONS), self._disk, self._mount):
+            complete = self._until(kind)
+        if kind == "cuts":
+            self._start_again()
+        with scene.mounted("-o", "loop", self._disk, self._mount):
+            self._judge(complete)
+        self._count(kind)
+        self._count("faults")
+
+    def _until(self, kind: str) -> bool:
+        """Sync the second tree until that happens; whether it was called complete before."""
+        over = self._moment()
+        fd = os.open(self._mount, os.O_RDONLY)
+        try:
+            with Receiver(self._dest, log=self._log) as receiver:
+                sender = self._sender(1, receiver)
+                with sender:
+                    while not (sender.ended() or over()):
+                        time.sleep(0.0005)
+                    if kind == "kills_of_one":
+                        self._kill_one(receiver)
+                        if sender.end() != 0:
+                            raise Broken(f"it does not get over a death: {sender.said()}")
+                    complete = sender.ended() and sender.code == 0
+                    if kind == "cuts":
+                        fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+        return complete
+
+    def _kill_one(self, receiver: Receiver) -> None:
+        """Any process of the receiver but the one that looks after the others."""
+        others = [pid for pid in group(receiver.pid) if pid != receiver.pid]
+        if others:
+            os.kill(self._dice.choice(others), signal.SIGKILL)
+
+    def _moment(self) -> Callable[[], bool]:
+        """At a time, or some time after the commit has begun to write one of its files."""
+        begun = time.monotonic()
+        if self._dice.random() < 0.3:
+            end = begun + self._dice.uniform(0, 1.2) * self._lasts
+            return lambda: time.monotonic() > end
+        later = self._dice.uniform(0, self._dice.choice((0.003, 0.02, 0.1)))
+        mark = self._dice.choice(("next.db", "verified.db", "landed.db"))
+        reached: list[float] = []
+
+        def over() -> bool:
+            if not reached and any(self._dest.glob(f".tar_like/transfers/*/{mark}")):
+                reached.append(time.monotonic())
+                self._count("in_the_commit")
+            return bool(reached) and time.monotonic() > reached[0] + later
+
+        return over
+
+    def _judge(self, complete: bool) -> None:
+        names = visible_files(self._dest)
+        scene.no_partial_files(self._dest, *self._files[:2])
+        first, second = (tree.items() for tree in self._files[:2])
+        if names.items() & (first - second) and names.items() & (second - first):
+            self._count("with_both_trees_names")
+        if complete:
+            self._count("after_completion")
+            scene.same(self._trees[1], self._dest)
+        for number in (self._dice.randrange(3), self._dice.randrange(3)):
+            self._sync(number)
+            if self._was_patched():
+                self._count("patches_that_followed")
+            self._sync(number)
+
+    def _was_patched(self) -> bool:
+        """Whether the last commit was that of a patch."""
+        with closing(
+            sqlite3.connect(f"file:{self._dest}/.tar_like/ledger.db?mode=ro", uri=True)
+        ) as db:
+            return bool(db.execute("SELECT 1 FROM meta WHERE key = 'offsets'").fetchall())
