@@ -11,16 +11,10 @@ run again; what it has published stays.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import multiprocessing
 import os
-import sqlite3
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from tar_like import digest
 from tar_like.chunks import SMALLEST_FILE, ChunkList
@@ -38,9 +32,9 @@ from tar_like.plan.questions import (
     write_questions,
 )
 from tar_like.plan.segments import Segments
-from tar_like.process import start_pool_worker
 from tar_like.proxy import adopt, kept, room, strays, survey
-from tar_like.proxy.assemble import Assembler, Provided, Task
+from tar_like.proxy.assemble import Task
+from tar_like.proxy.assemblers import Assemblers
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.ledger import Ledger, Row, plan_of
@@ -50,21 +44,15 @@ from tar_like.proxy.patch import patch_of
 from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
+from tar_like.proxy.sorter import Sorter
 from tar_like.proxy.sources import Sources
-from tar_like.proxy.strays import Stray, Strays
+from tar_like.proxy.strays import Strays
 from tar_like.rules import Rules
 
-BATCH_FILES, BATCH_BYTES = 512, 16 << 20
-"""What one process does in a row; what is no more than that is done without further processes."""
 FEW, FEW_BYTES = 5000, 16 << 20
 """What of entries, and of files' bytes, is planned where it is asked for."""
-AHEAD = 4
-"""Such batches that wait for each process: what is to be done may be millions of files."""
 MAX_PADDING = 16
 """Blocks without bytes that a plan may have where files are left out of it."""
-
-Item = TypeVar("Item", Task, Stray)
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +200,7 @@ class Planning:
             twins = set(survey.twins(self._index))
             entries = map(self._index.entry, sorted(twins))
             with self._digests() as digest_of:
-                left = _Sorter(db).left(entries, digest_of, Segments(self._index))
+                left = Sorter(db).left(entries, digest_of, Segments(self._index))
                 twins -= {entry.id for entry in left}
             padding = sum(self._index.entry(entry_id).size for entry_id in twins)
             short = padding <= MAX_PADDING * wish.block_size
@@ -292,7 +280,7 @@ class Planning:
         with _Remembered(self._index, self._basis, self._ledger(wish), self._destination) as known:
             if not self._publish_questions(folder, rows, known):
                 return False
-        with _Pool(self._jobs, self._destination, self._path) as pool:
+        with Assemblers(self._jobs, self._destination, self._path) as pool:
             pool.prepare(self._tasks(wish, known=False))
             self._read_strays(folder, pool)
         return True
@@ -304,7 +292,7 @@ class Planning:
         write_answers(temporary, self._index.id, answers)
         self._destination.durability.publish(temporary, self._file("answers.db"))
 
-    def _read_strays(self, folder: str, pool: _Pool) -> None:
+    def _read_strays(self, folder: str, pool: Assemblers) -> None:
         """Publish what strays hold, unless there are none, or it is known."""
         final, temporary = self._file(strays.NAME), os.path.join(folder, strays.NAME)
         found = survey.Survey(self._file("survey.db"))
@@ -331,8 +319,8 @@ class Planning:
             found = survey.Survey(self._file("survey.db"))
             opened.callback(found.close)
             found.copy_kept(db)
-            sorter = _Sorter(db)
-            with _Pool(self._jobs, self._destination, self._path) as pool:
+            sorter = Sorter(db)
+            with Assemblers(self._jobs, self._destination, self._path) as pool:
                 self._read_strays(folder, pool)
                 for provided in pool.assemble(self._tasks(wish, known=True)):
                     sorter.take(provided)
@@ -464,165 +452,3 @@ class _Remembered:
     def __exit__(self, *_: object) -> None:
         self._walker.close()
         self._ledger.close()
-
-
-class _Sorter:
-    """Sorts lacking files into kept, assembled, twins of others, and those to be sent."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        db.execute("CREATE TEMP TABLE sent (digest BLOB PRIMARY KEY, entry_id) WITHOUT ROWID")
-        self._missing: dict[int, list[tuple[int, int]]] = {}
-        self._done: set[int] = set()
-        self.staged = False
-        """Whether anything was put into staging."""
-
-    def take(self, found: Provided) -> None:
-        """A file that was found here, wholly or in part."""
-        if found.kept is not None:
-            self._db.execute("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", found.kept)
-            self._done.add(found.entry_id)
-            return
-        self.staged = True
-        whole = not found.missing
-        self._db.execute(
-            "INSERT INTO assembled VALUES (?, ?, ?, ?)",
-            (found.entry_id, found.digest, whole, found.believed),
-        )
-        if whole:
-            self._done.add(found.entry_id)
-        elif found.missing is not None:
-            self._missing[found.entry_id] = list(found.missing)
-            self._first(found.entry_id, found.digest)
-
-    def left(
-        self, lacking: Iterable[Entry], digest_of: Callable[[Entry], bytes], segments: Segments
-    ) -> Iterator[Entry]:
-        """The files to be sent: of several that are the same, one, in part if that is enough.
-
-        A file that is one hole is not sent, so no other one can have its bytes from it.
-        """
-        for entry in lacking:
-            if entry.id in self._done:
-                continue
-            alone = entry.size < survey.LEAST_TWIN or entry.id in self._missing
-            if not alone and segments.of(entry):
-                first = self._first(entry.id, digest_of(entry))
-                if first != entry.id:
-                    row = (entry.id, first, digest_of(entry))
-                    self._db.execute("INSERT INTO twin VALUES (?, ?, ?)", row)
-                    continue
-            yield entry
-
-    def _first(self, entry_id: int, known: bytes) -> int:
-        """The first entry with this digest that is sent: this one, if there was none."""
-        if not known:
-            return entry_id
-        self._db.execute("INSERT OR IGNORE INTO sent VALUES (?, ?)", (known, entry_id))
-        row = self._db.execute("SELECT entry_id FROM sent WHERE digest = ?", (known,)).fetchone()
-        return int(row[0])
-
-    def part(self, entry: Entry) -> list[tuple[int, int]] | None:
-        """The ranges of a file that must be sent; None for all of it."""
-        return self._missing.get(entry.id)
-
-
-class _Pool:
-    """Assemblers: in this process, and on several once there is much to do."""
-
-    def __init__(self, jobs: int, destination: Destination, path: str) -> None:
-        root = basis(destination, path, Rules.read(path)).root
-        self._make: Callable[[], Assembler] = lambda: Assembler(destination, path, root)
-        self._own: Assembler | None = None
-        self._jobs = jobs
-        self._executor: ProcessPoolExecutor | None = None
-
-    def prepare(self, tasks: Iterable[Task]) -> None:
-        """Read older versions, so that their chunks are known."""
-        wanted = (task for task in tasks if task.at_size >= SMALLEST_FILE)
-        for _ in self._each(_prepare, wanted):
-            pass
-
-    def read(self, found: Iterable[Stray]) -> Iterator[tuple[Stray, bytes]]:
-        """Strays and their digests, as far as they can be read."""
-        for some in self._each(_read, found):
-            yield from some
-
-    def assemble(self, tasks: Iterable[Task]) -> Iterator[Provided]:
-        """What is to be had of files, in any order."""
-        for found in self._each(_assemble, tasks):
-            yield from found
-
-    def _each(
-        self, work: Callable[[Assembler, list[Item]], list[Result]], items: Iterable[Item]
-    ) -> Iterator[list[Result]]:
-        batches = _batches(items)
-        first = list(itertools.islice(batches, 2))
-        if self._jobs <= 1 or len(first) < 2:
-            if self._own is None:
-                self._own = self._make()
-            for batch in itertools.chain(first, batches):
-                yield work(self._own, batch)
-            return
-        if self._executor is None:
-            context = multiprocessing.get_context("fork")
-            self._executor = ProcessPoolExecutor(
-                self._jobs, context, _start_worker, (self._make, os.getpid())
-            )
-        waiting: deque[Future[list[Result]]] = deque()
-        for batch in itertools.chain(first, batches):
-            waiting.append(self._executor.submit(_work, work, batch))
-            if len(waiting) > AHEAD * self._jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._own is not None:
-            self._own.close()
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Files for one process to work at in a row."""
-    batch: list[Item] = []
-    room = BATCH_BYTES
-    for item in items:
-        if batch and (room < item.size or len(batch) >= BATCH_FILES):
-            yield batch
-            batch, room = [], BATCH_BYTES
-        batch.append(item)
-        room -= item.size
-    if batch:
-        yield batch
-
-
-def _prepare(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
-    for task in tasks:
-        assembler.prepare(task)
-    return []
-
-
-def _read(assembler: Assembler, found: list[Stray]) -> list[tuple[Stray, bytes]]:
-    return [(one, digest) for one in found if (digest := assembler.read(one))]
-
-
-def _assemble(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
-    return [found for found in map(assembler, tasks) if found is not None]
-
-
-_worker: Assembler
-
-
-def _start_worker(make: Callable[[], Assembler], parent: int) -> None:
-    global _worker
-    start_pool_worker(parent)
-    _worker = make()
-
-
-def _work(work: Callable[[Assembler, list[Item]], list[Result]], items: list[Item]) -> list[Result]:
-    return work(_worker, items)
