@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,20 @@ def met_at(job: Job, proxy: Proxy, transfer: str, share: float) -> Blocks:
     state = wait_for(f"{share:.0%} of the blocks", reached, unless=job.ended)
     assert state
     return state
+
+
+def frozen(proxy: Proxy, dst: Path, transfer: str) -> bool:
+    """Freeze a receiver, but not while it writes a block: the commit would have to wait for it."""
+    proxy.freeze()
+    end = time.monotonic() + 1
+    with (dst / ".tar_like/transfers" / transfer / "plan.lock").open("rb") as lock:
+        while time.monotonic() < end:  # others hold it too, now and then
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(0.0005)
+    proxy.thaw()
+    return False
 
 
 def writers(dst: Path, transfer: str) -> int:
@@ -176,7 +193,7 @@ def test_a_receiver_that_hangs_is_left_and_does_no_harm_when_it_wakes(
         uploading(src, db, balancer) as job,
     ):
         met_at(job, two, transfer, dice.uniform(0.05, 0.6))
-        one.freeze()
+        wait_for("it to hang between two blocks", lambda: frozen(one, dst, transfer))
         try:
             complete(job)
             assert_same(src, dst)
