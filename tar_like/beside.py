@@ -13,7 +13,6 @@ Of reading and hashing only the slower one takes time.
 from __future__ import annotations
 
 import errno
-import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import Generic, Self, TypeVar
 
 from tar_like import digest
 from tar_like.digest import Buffer, Hasher
+from tar_like.reading import read_at
 
 T = TypeVar("T")
 STEP = 1 << 20
@@ -144,9 +144,5 @@ class Lagging(_Hashing[None]):
 
 
 def _fill(fd: int, view: memoryview, start: int) -> None:
-    got = os.preadv(fd, [view], start)
-    while got < len(view):
-        more = os.preadv(fd, [view[got:]], start + got)
-        if not more:
-            raise OSError(errno.EIO, "a file is shorter than it should be")
-        got += more
+    if read_at(fd, view, start) < len(view):
+        raise OSError(errno.EIO, "a file is shorter than it should be")

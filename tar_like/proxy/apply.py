@@ -116,7 +116,7 @@ class Applier:
         self._held: list[int] = []
         self._deleted = 0
         self._db: sqlite3.Connection | None = None
-        self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        self._algorithm = self._index.digest
 
     def apply_range(self, first: int, stop: int) -> Applied:
         """Files and symlinks with ids in ``[first, stop)``."""

@@ -32,6 +32,7 @@ from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.strays import Stray
+from tar_like.reading import read_at
 from tar_like.sparse import data_of
 
 _STEP = 8 << 20
@@ -316,12 +317,8 @@ class Assembler:
     def _read(self, fd: int, start: int, stop: int) -> memoryview:
         """Bytes of a file. Raises EOFError when it is shorter."""
         view = self._buffer[: stop - start]
-        got = 0
-        while got < len(view):
-            more = os.preadv(fd, [view[got:]], start + got)
-            if not more:
-                raise EOFError
-            got += more
+        if read_at(fd, view, start) < len(view):
+            raise EOFError
         return view
 
 

@@ -131,11 +131,8 @@ class _Commit:
         self._undeleted: list[Failure] = []
         self._held = ""
         name = self._rules.snapshot
-        algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
-        self._ledger = NextLedger(
-            destination, self._path, self._patch,
-            {"plan": self._plan.id, "snapshot": name, "landed": algorithm},
-        )  # fmt: skip
+        meta = {"plan": self._plan.id, "snapshot": name, "landed": self._index.digest}
+        self._ledger = NextLedger(destination, self._path, self._patch, meta)
         self._snapshot = Snapshot(destination, self._path, name) if name else None
         self._root = self._snapshot.tree if self._snapshot else destination.root
         """Where the tree is put together."""

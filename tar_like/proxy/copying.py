@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from tar_like.proxy.durable import write_all
 from tar_like.proxy.filesystem import PLAIN, kind_of
+from tar_like.reading import read_at
 
 LARGE = 32 << 20
 """Bytes from which it is worth asking for a clone, or starting a thread."""
@@ -109,12 +110,7 @@ def _copy_steps(
     room = memoryview(bytearray(_STEP))
     for step in steps:
         view = room[: min(_STEP, length - step)]
-        got = os.preadv(source, [view], start + step)
-        while 0 < got < len(view):
-            more = os.preadv(source, [view[got:]], start + step + got)
-            if not more:
-                break
-            got += more
+        got = read_at(source, view, start + step)
         with turn:
             write_all(target, view[:got], offset + step)
         if got < len(view):

@@ -15,8 +15,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from tar_like.database import temporary
 from tar_like.dirfd import Walker, mount_of
@@ -35,6 +35,9 @@ IN_THE_WAY = (
     "cannot be put in place: a directory has its name, and something in it may not be deleted"
 )
 _OTHER_FILESYSTEM = "is where another filesystem is mounted: it is not deleted"
+
+
+T = TypeVar("T")
 
 
 class Extra(NamedTuple):
@@ -149,27 +152,25 @@ class Extras:
 
     def _state(self, directory: bytes, name: bytes) -> os.stat_result:
         """What lies there, also where a directory may be listed and not be gone through."""
-        parent = self._walker.dirfd(directory)
-        try:
-            return os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except PermissionError:
-            if not (self._may_change and open_up(parent)):
-                raise
-            return os.stat(name, dir_fd=parent, follow_symlinks=False)
+        fd = self._walker.dirfd(directory)
+        return self._opened(fd, lambda: os.stat(name, dir_fd=fd, follow_symlinks=False))
 
     def _list(self, directory: bytes) -> Iterator[bytes]:
         try:
             fd = self._walker.dirfd(directory)
-            try:
-                return iter(_names(fd))
-            except PermissionError:
-                if not self._may_change:
-                    raise
-                open_up(fd)
-                return iter(_names(fd))
+            return iter(self._opened(fd, lambda: list_by_path(fd)))
         except OSError as error:
             self._fail(directory, error)
             return iter(())
+
+    def _opened(self, fd: int, look: Callable[[], T]) -> T:
+        """Look into a directory, opened to its owner where it is closed. Raises OSError."""
+        try:
+            return look()
+        except PermissionError:
+            if not (self._may_change and open_up(fd)):
+                raise
+            return look()
 
     def _fail(self, path: bytes, error: OSError) -> None:
         if error.errno not in _GONE:
@@ -301,10 +302,6 @@ class _List:
 
     def close(self) -> None:
         self._db.close()
-
-
-def _names(fd: int) -> Iterator[bytes]:
-    return iter(list_by_path(fd))
 
 
 def open_up(fd: int) -> bool:

@@ -66,6 +66,21 @@ _OF_FOLDERS = """
 SELECT number, directory, first, names, digest FROM leaf
 WHERE directory IN (SELECT path FROM temp.folder) ORDER BY number
 """
+_ASKED_BY = {
+    "wanted": (
+        "CREATE TEMP TABLE wanted (digest BLOB PRIMARY KEY) WITHOUT ROWID",
+        "INSERT OR IGNORE INTO temp.wanted VALUES (?)",
+    ),
+    "gap": (
+        "CREATE TEMP TABLE gap (first INTEGER, stop INTEGER)",
+        "INSERT INTO temp.gap VALUES (?, ?)",
+    ),
+    "folder": (
+        "CREATE TEMP TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID",
+        "INSERT OR IGNORE INTO temp.folder VALUES (?)",
+    ),
+}
+"""Tables of a connection's own: how each is made and filled."""
 _DIGESTS = "SELECT digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number"
 INDEXES = {
     "file_by_size": "entry (size, mtime) WHERE kind = 'f'",
@@ -189,11 +204,7 @@ class Ledger:
         if self._db is None:
             return
         with contextlib.suppress(sqlite3.DatabaseError):
-            self._db.execute("DROP TABLE IF EXISTS temp.wanted")
-            self._db.execute("CREATE TEMP TABLE wanted (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._db.executemany(
-                "INSERT OR IGNORE INTO wanted VALUES (?)", ((one,) for one in wanted)
-            )
+            _fill(self._db, "wanted", ((one,) for one in wanted))
             yield from map(Row._make, self._db.execute(_BY_DIGEST))
 
     def leaves(self, first: int = 0, stop: int = 1 << 62) -> Iterator[LeafRow]:
@@ -206,18 +217,13 @@ class Ledger:
     def leaves_between(self, gaps: Iterable[tuple[int, int]]) -> Iterator[LeafRow]:
         """The same of several ranges of numbers. Raises sqlite3.Error."""
         if self._db is not None:
-            self._db.execute("DROP TABLE IF EXISTS temp.gap")
-            self._db.execute("CREATE TEMP TABLE gap (first INTEGER, stop INTEGER)")
-            self._db.executemany("INSERT INTO temp.gap VALUES (?, ?)", gaps)
+            _fill(self._db, "gap", gaps)
         return map(LeafRow._make, self._of_leaves(_IN_GAPS))
 
     def leaves_of(self, folders: Iterable[bytes]) -> Iterator[tuple[int, LeafRow]]:
         """The leaves of directories, with their numbers. Raises sqlite3.Error."""
         if self._db is not None:
-            self._db.execute("DROP TABLE IF EXISTS temp.folder")
-            self._db.execute("CREATE TEMP TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID")
-            rows = ((one,) for one in folders)
-            self._db.executemany("INSERT OR IGNORE INTO temp.folder VALUES (?)", rows)
+            _fill(self._db, "folder", ((one,) for one in folders))
         return ((row[0], LeafRow._make(row[1:])) for row in self._of_leaves(_OF_FOLDERS))
 
     def digests(self, first: int, stop: int) -> list[bytes]:
@@ -238,6 +244,14 @@ class Ledger:
         """Close the file."""
         if self._db is not None:
             self._db.close()
+
+
+def _fill(db: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Have these rows, and no others, in one of the tables that questions are asked by."""
+    create, insert = _ASKED_BY[table]
+    db.execute(f"DROP TABLE IF EXISTS temp.{table}")
+    db.execute(create)
+    db.executemany(insert, rows)
 
 
 def version_of(path: str) -> str:

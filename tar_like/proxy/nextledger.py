@@ -43,8 +43,6 @@ class NextLedger:
         self._meta = meta
         self._draft: Draft | None = None
         self._drafting: threading.Thread | None = None
-        self._begun = False
-        """Whether all of a draft that can be written before anything has landed is written."""
 
     def begin(self) -> None:
         """Begin to write it, if that can be before anything has landed, and there is room for it.
@@ -73,7 +71,7 @@ class NextLedger:
         try:
             add_indexes(self._file)
         except sqlite3.Error:  # no room to sort, say: they are there for speed alone
-            self._give_up()
+            self.close()
             self._fill(landed)
         with contextlib.closing(connect(self._file, "ro")) as db:
             self._forget_chunks(db)
@@ -81,27 +79,22 @@ class NextLedger:
 
     def close(self) -> None:
         """Give up what is not published. Idempotent."""
-        self._give_up()
-
-    def _begin_draft(self) -> None:
-        """On the thread. Whatever goes wrong, it is tried once more when it is needed."""
-        assert self._draft is not None
-        with contextlib.suppress(OSError, MemoryError, sqlite3.Error):
-            self._draft.begin()
-            self._begun = True
-        if not self._begun:
-            self._draft.close()
-            self._remove()  # others need the room
-
-    def _give_up(self) -> None:
         if self._drafting is not None:
             self._drafting.join()
             self._drafting = None
         if self._draft is not None:
             self._draft.close()
             self._draft = None
-        self._begun = False
         self._remove()
+
+    def _begin_draft(self) -> None:
+        """On the thread. Whatever goes wrong, it is tried once more when it is needed."""
+        assert self._draft is not None
+        with contextlib.suppress(OSError, MemoryError, sqlite3.Error):
+            self._draft.begin()
+        if not self._draft.begun:
+            self._draft.close()
+            self._remove()  # others need the room
 
     def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -110,8 +103,8 @@ class NextLedger:
     def _fill(self, landed: str) -> None:
         if self._drafting is not None:
             self._drafting.join()
-        if not self._begun:
-            self._give_up()
+        if self._draft is None or not self._draft.begun:
+            self.close()
         if self._patch is None:
             whole_ledger(self._file, self._path, landed)
         else:

@@ -227,6 +227,8 @@ class Draft:
     def __init__(self, patch: Patch, ledger: str, path: str) -> None:
         self._patch, self._ledger, self._path = patch, ledger, path
         self._db: sqlite3.Connection | None = None
+        self.begun = False
+        """Whether all that can be written before anything has landed is written."""
 
     def begin(self) -> None:
         """All but what has landed. Raises OSError, sqlite3.Error.
@@ -251,13 +253,14 @@ class Draft:
         for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
             db.execute(statement)
         self._describe(db)
+        self.begun = True
 
     def end(self, landed: str) -> None:
         """Write the rest. ``landed`` is a file with that table, for the entries of the transfer.
 
         Raises sqlite3.Error.
         """
-        assert self._db is not None
+        assert self._db is not None and self.begun
         attach(self._db, landed, "source")
         self._db.execute(_HAS_LANDED)
         self._db.execute("COMMIT")

@@ -31,6 +31,7 @@ from tar_like.proxy.kept import Kept
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
+from tar_like.reading import read_at
 
 UNIT = 64 << 20
 _MISSING = b""
@@ -92,7 +93,7 @@ class Verifier:
         self._omitted = self._receipts.omitted_entries()
         self._has_xattrs = bool(self._index.xattr_names)
         self._metadata = Metadata(self._index.xattr_names)
-        self._algorithm = self._index.algorithm if self._index.algorithm != "none" else "blake3"
+        self._algorithm = self._index.digest
         self._kept = Kept(os.path.join(path, "kept.db"))
         self._buffer = large_buffer(self._plan.block_size)
 
@@ -263,12 +264,8 @@ class Verifier:
 
     def _pread(self, fd: int, start: int, stop: int) -> memoryview:
         view = self._buffer[: stop - start]
-        got = os.preadv(fd, [view], start)
-        while got < stop - start:
-            more = os.preadv(fd, [view[got:]], start + got)
-            if not more:
-                raise OSError(errno.EIO, "short read of a staged file")
-            got += more
+        if read_at(fd, view, start) < stop - start:
+            raise OSError(errno.EIO, "short read of a staged file")
         return view
 
     def _read_omitted(self, entry: Entry, extents: list[Extent], judge: _BlockJudge) -> None:

@@ -31,6 +31,7 @@ from tar_like.dirfd import Walker
 from tar_like.errors import SourceUnusable, UsageError, cause
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
 from tar_like.lstat import Lstats
+from tar_like.reading import read_at
 from tar_like.source.ahead import ahead, ahead_as
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
 from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of, stretch_of_found
@@ -130,7 +131,7 @@ class FolderSource:
                 try:
                     got = os.preadv(fd, [into[position:end]], start)
                     if got != stop - start:
-                        got += _read_rest(fd, into[position + got : end], start + got)
+                        got += read_at(fd, into[position + got : end], start + got)
                     now = os.fstat(fd)
                 finally:
                     os.close(fd)
@@ -337,17 +338,6 @@ def _special(mode: int) -> str:
 
 def _reason(error: OSError) -> int:
     return VANISHED if error.errno in _GONE else UNREADABLE
-
-
-def _read_rest(fd: int, into: memoryview, start: int) -> int:
-    """Go on after a short read, until the end of the buffer or of the file."""
-    total = 0
-    while total < len(into):
-        got = os.preadv(fd, [into[total:]], start + total)
-        if not got:
-            break
-        total += got
-    return total
 
 
 def _segments(name: bytes, parent: int, size: int) -> tuple[tuple[int, int], ...] | None:

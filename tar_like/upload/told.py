@@ -13,6 +13,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 
 from tar_like import digest
 from tar_like.errors import TarLikeError
@@ -51,7 +52,7 @@ class Telling:
             self._thread.join()
 
     def _read(self) -> None:
-        files = list(self._files())
+        files = list(islice(self._files(), MOST_TOLD + 1))
         if not files or len(files) > MOST_TOLD or sum(one.size for one in files) > _MOST_BYTES:
             return
         try:

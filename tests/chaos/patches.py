@@ -11,24 +11,19 @@ there, since the next sync believes it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import shutil
 import signal
 import sqlite3
-import struct
 import subprocess
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from tar_like.cli import main
-from tests.chaos import scene
-from tests.chaos.power import BOOT_ID, NO_LOG_FLUSH, OPTIONS, SHUTDOWN
+from tests.chaos import disk, scene
+from tests.chaos.disk import OPTIONS, Disk
 from tests.chaos.scene import Broken, Fork, Receiver
 from tests.e2e.test_edits import EDITS, Edited
 from tests.processes import group
@@ -41,17 +36,7 @@ _FILES = 60
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
     """So many faults. Raises Broken; PermissionError where nothing can be mounted."""
-    return scene.apart(lambda: _run(count, dice))
-
-
-def _run(count: int, dice: random.Random) -> dict[str, object]:
-    with tempfile.TemporaryDirectory(
-        prefix="tar-like-patches-", dir=scene.memory(), ignore_cleanup_errors=True
-    ) as name:
-        faults = _Faults(Path(name), dice)
-        for _ in range(count):
-            faults.one()
-        return faults.figures
+    return disk.run(count, "patches", lambda work: _Faults(work, dice))
 
 
 class _Faults:
@@ -60,19 +45,12 @@ class _Faults:
         self._trees = [work / f"tree {number}" for number in range(3)]
         self._make_trees(work)
         self._files = [visible_files(tree) for tree in self._trees]
-        self._disk, self._first = work / "disk", work / "first"
-        self._mount = work / "mnt"
-        self._mount.mkdir()
-        self._dest = self._mount / "dst"
+        self._disk = Disk(work, dice)
+        self._disk.format()
+        self._dest = self._disk.mount / "dst"
         self._log = work / "log"
-        self._boot = work / "boot"
-        self._start_again()
-        subprocess.run(["mount", "--bind", self._boot, BOOT_ID], check=True)
-        with self._first.open("wb") as file:
-            file.truncate(64 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self._first], check=True)
         self._lasts = self._begin()
-        self.figures: dict[str, object] = dict.fromkeys(
+        self.figures = dict.fromkeys(
             ("faults", "cuts", "kills", "kills_of_one", "in_the_commit", "after_completion",
              "with_both_trees_names", "patches_that_followed"), 0,
         )  # fmt: skip
@@ -92,19 +70,13 @@ class _Faults:
             for _ in range(self._dice.randrange(2, 6)):
                 EDITS[self._dice.choice(_EDITS)](edited)
 
-    def _start_again(self) -> None:
-        self._boot.write_text(f"{uuid.UUID(int=self._dice.getrandbits(128))}\n")
-
-    def _count(self, name: str) -> None:
-        self.figures[name] = int(str(self.figures[name])) + 1
-
     def _begin(self) -> float:
         """A disk with the first tree, and what a look saw; the seconds that the next takes."""
-        with scene.mounted("-o", "loop", self._first, self._mount):
+        with self._disk.mounted():
             for _ in range(2):
                 self._sync(0)
-        shutil.copyfile(self._first, self._disk)
-        with scene.mounted("-o", "loop", self._disk, self._mount):
+        self._disk.keep()
+        with self._disk.mounted():
             begun = time.monotonic()
             self._sync(1)
             return time.monotonic() - begun
@@ -124,21 +96,21 @@ class _Faults:
     def one(self) -> None:
         """One fault, and what came of it."""
         self._log.unlink(missing_ok=True)
-        shutil.copyfile(self._first, self._disk)
+        self._disk.restore()
         kind = self._dice.choice(("cuts", "kills", "kills_of_one"))
-        with scene.mounted("-o", self._dice.choice(OPTIONS), self._disk, self._mount):
+        with self._disk.mounted(self._dice.choice(OPTIONS)):
             complete = self._until(kind)
         if kind == "cuts":
-            self._start_again()
-        with scene.mounted("-o", "loop", self._disk, self._mount):
+            self._disk.start_again()
+        with self._disk.mounted():
             self._judge(complete)
-        self._count(kind)
-        self._count("faults")
+        self.figures[kind] += 1
+        self.figures["faults"] += 1
 
     def _until(self, kind: str) -> bool:
         """Sync the second tree until that happens; whether it was called complete before."""
         over = self._moment()
-        fd = os.open(self._mount, os.O_RDONLY)
+        fd = self._disk.open()
         try:
             with Receiver(self._dest, log=self._log) as receiver:
                 sender = self._sender(1, receiver)
@@ -151,7 +123,7 @@ class _Faults:
                             raise Broken(f"it does not get over a death: {sender.said()}")
                     complete = sender.ended() and sender.code == 0
                     if kind == "cuts":
-                        fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+                        self._disk.cut(fd)
         finally:
             os.close(fd)
         return complete
@@ -175,7 +147,7 @@ class _Faults:
         def over() -> bool:
             if not reached and any(self._dest.glob(f".tar_like/transfers/*/{mark}")):
                 reached.append(time.monotonic())
-                self._count("in_the_commit")
+                self.figures["in_the_commit"] += 1
             return bool(reached) and time.monotonic() > reached[0] + later
 
         return over
@@ -185,14 +157,14 @@ class _Faults:
         scene.no_partial_files(self._dest, *self._files[:2])
         first, second = (tree.items() for tree in self._files[:2])
         if names.items() & (first - second) and names.items() & (second - first):
-            self._count("with_both_trees_names")
+            self.figures["with_both_trees_names"] += 1
         if complete:
-            self._count("after_completion")
+            self.figures["after_completion"] += 1
             scene.same(self._trees[1], self._dest)
         for number in (self._dice.randrange(3), self._dice.randrange(3)):
             self._sync(number)
             if self._was_patched():
-                self._count("patches_that_followed")
+                self.figures["patches_that_followed"] += 1
             self._sync(number)
 
     def _was_patched(self) -> bool:

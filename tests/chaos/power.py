@@ -12,15 +12,9 @@ What it does not show: a disk that loses what it said it had flushed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
-import shutil
-import struct
-import subprocess
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +24,12 @@ from tar_like.proxy.durable import sync_filesystem
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import Receipts
 from tar_like.upload.client import Client
-from tests.chaos import scene
+from tests.chaos import disk, scene
+from tests.chaos.disk import OPTIONS, Disk
 from tests.chaos.scene import Broken, Receiver, Sender
 from tests.trees import visible_files
 
 BLOCK = 16384
-SHUTDOWN = 0x8004587D
-"""EXT4_IOC_SHUTDOWN. Source: include/uapi/linux/ext4.h."""
-NO_LOG_FLUSH = 2
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
-OPTIONS = ("loop", "loop,commit=1", "loop,data=writeback", "loop,nodelalloc")
 
 
 @dataclass(slots=True)
@@ -54,18 +44,8 @@ class Called:
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
     """So many cuts. Raises Broken; PermissionError where nothing can be mounted."""
-    return scene.apart(lambda: _run(count, dice))
-
-
-def _run(count: int, dice: random.Random) -> dict[str, object]:
     scene.checkpoints_every(0.03)
-    with tempfile.TemporaryDirectory(
-        prefix="tar-like-power-", dir=scene.memory(), ignore_cleanup_errors=True
-    ) as name:
-        cuts = _Cuts(Path(name), dice)
-        for _ in range(count):
-            cuts.one()
-        return cuts.figures
+    return disk.run(count, "power", lambda work: _Cuts(work, dice))
 
 
 def _numbers(bits: bytes) -> list[int]:
@@ -81,33 +61,20 @@ class _Cuts:
         self._wanted = visible_files(self._source)
         self._index = work / "index.db"
         self._id = scene.make_index(self._source, self._index)
-        self._disk, self._blank = work / "disk", work / "blank"
-        self._mount = work / "mnt"
-        self._dest = self._mount / "dst"
-        self._mount.mkdir()
+        self._disk = Disk(work, dice)
+        self._disk.format()
+        self._disk.keep()
+        self._dest = self._disk.mount / "dst"
         self._log = work / "log"
-        with self._blank.open("wb") as file:
-            file.truncate(64 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self._blank], check=True)
-        self._boot = work / "boot"
-        self._start_again()
-        subprocess.run(["mount", "--bind", self._boot, BOOT_ID], check=True)
         self._blocks = 0
         self._lasts = self._measure()
-        self.figures: dict[str, object] = {}
-        for name in ("cuts", "durable_blocks_checked", "cuts_before_the_first_checkpoint",
-                     "cuts_with_names_in_place", "cuts_after_completion"):  # fmt: skip
-            self.figures[name] = 0
-
-    def _start_again(self) -> None:
-        self._boot.write_text(f"{uuid.UUID(int=self._dice.getrandbits(128))}\n")
-
-    def _count(self, name: str, by: int = 1) -> None:
-        self.figures[name] = int(str(self.figures[name])) + by
+        self.figures = dict.fromkeys(
+            ("cuts", "durable_blocks_checked", "cuts_before_the_first_checkpoint",
+             "cuts_with_names_in_place", "cuts_after_completion"), 0,
+        )  # fmt: skip
 
     def _measure(self) -> float:
-        shutil.copyfile(self._blank, self._disk)
-        with scene.mounted("-o", "loop", self._disk, self._mount):
+        with self._disk.mounted():
             begun = time.monotonic()
             self._complete()
             report = Destination(str(self._dest)).read_report(self._id)
@@ -118,15 +85,14 @@ class _Cuts:
     def one(self) -> None:
         """One cut, and what came of it."""
         self._log.unlink(missing_ok=True)
-        shutil.copyfile(self._blank, self._disk)
-        options = self._dice.choice(OPTIONS)
-        with scene.mounted("-o", options, self._disk, self._mount):
+        self._disk.restore()
+        with self._disk.mounted(self._dice.choice(OPTIONS)):
             called = self._until_cut()
-        self._start_again()
-        with scene.mounted("-o", "loop", self._disk, self._mount):
+        self._disk.start_again()
+        with self._disk.mounted():
             self._judge(called)
             self._complete()
-        self._count("cuts")
+        self.figures["cuts"] += 1
 
     def _until_cut(self) -> Called:
         """Transfer, and pull the plug at a random moment; returns what was said until then."""
@@ -136,7 +102,7 @@ class _Cuts:
             self._dice.uniform(0, 1) * self._lasts for _ in range(self._dice.choice((0, 0, 2)))
         )
         begun = time.monotonic()
-        fd = os.open(self._mount, os.O_RDONLY)
+        fd = self._disk.open()
         try:
             with (
                 Receiver(self._dest, log=self._log) as one,
@@ -151,7 +117,7 @@ class _Cuts:
                         sync_filesystem(fd)  # as the kernel does now and then
                         flushes.pop(0)
                 client.close()
-                fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+                self._disk.cut(fd)
         finally:
             os.close(fd)
         return called
@@ -187,9 +153,9 @@ class _Cuts:
 
     def _judge(self, called: Called) -> None:
         names = scene.no_partial_files(self._dest, self._wanted)
-        self._count("cuts_with_names_in_place", bool(names))
-        self._count("cuts_after_completion", called.complete)
-        self._count("cuts_before_the_first_checkpoint", not called.durable)
+        self.figures["cuts_with_names_in_place"] += bool(names)
+        self.figures["cuts_after_completion"] += called.complete
+        self.figures["cuts_before_the_first_checkpoint"] += not called.durable
         if called.complete:
             scene.same(self._source, self._dest)
             return
@@ -211,7 +177,7 @@ class _Cuts:
         if not verified and called.durable - durable:
             raise Broken(f"called durable, and forgotten: {sorted(called.durable - durable)}")
         scene.staged_as_sent(folder, called.durable | durable, self._source, self._dest)
-        self._count("durable_blocks_checked", len(called.durable | durable))
+        self.figures["durable_blocks_checked"] += len(called.durable | durable)
 
     def _complete(self) -> None:
         """The same upload again goes through, and everything is there."""
