@@ -1,4 +1,4 @@
-"""What lstat says of many names of one directory, in columns.
+"""What lstat says of many names, in columns.
 
     names > statx(2) of each, into a buffer > columns: one copy each
 
@@ -7,7 +7,7 @@ the system for the call itself. So the records are left as the kernel writes the
 other, and a column is cut out of all of them at once. Where there is no statx, lstat's numbers are
 put into the same buffer.
 
-Source: statx(2), linux/stat.h. Columns are packed, little-endian, and hold until the next look.
+Source: statx(2), linux/stat.h. Columns are packed, little-endian, one number for each name.
 Not thread-safe: one Lstats a thread.
 """
 
@@ -22,14 +22,17 @@ from itertools import repeat
 from typing import Any
 
 MANY = 1024
-"""Names that are looked at in one go, at most."""
+"""Names whose records there is room for."""
 _RECORD = 256
 _WORDS, _QUADS = _RECORD // 4, _RECORD // 8
 _LINKS, _UID, _GID, _MODE = 4, 5, 6, 7
 """Where these are in a record, in words of 4 bytes; behind the mode are 2 bytes of zeros."""
 _INO, _SIZE, _BLOCKS, _CTIME, _MTIME, _DEVICE = 4, 5, 6, 12, 14, 17
 """The same in words of 8 bytes; of a time the seconds, with its nanoseconds behind."""
-_SYMLINK_NOFOLLOW, _BASIC_STATS = 0x100, 0x7FF
+_TYPE = 4 * _MODE + 1
+"""The byte of a record that has the bits of the type."""
+_FLAGS, _MASK = repeat(0x100), repeat(0x7FF)
+"""AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS."""
 _AS_STATX = struct.Struct("<16xIIIHxxQQQ40xqQqQ8xII")
 """A record, as far as it is used."""
 _SECOND = 10**9
@@ -39,32 +42,38 @@ _TOP = int.from_bytes(b"\0\0\0\0\0\0\0\x80" * MANY, "little")
 
 
 class Lstats:
-    """The records of the names that were looked at last."""
+    """The records of names, those of one directory after those of another."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(_RECORD * MANY)
-        self._words = memoryview(self._buffer).cast("I")
-        self._quads = memoryview(self._buffer).cast("Q")
+        self._bytes = memoryview(self._buffer)
+        self._words = self._bytes.cast("I")
+        self._quads = self._bytes.cast("Q")
         self._statx = _statx()
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
-        self._records = [ctypes.c_void_p(address + _RECORD * number) for number in range(MANY)]
+        buffer = (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer)
+        self._records = [ctypes.byref(buffer, _RECORD * number) for number in range(MANY)]
         self._device = b"", b""
         """What the system says of a device, and the number that it is."""
         self.count = 0
         """How many names there are."""
 
-    def look(self, names: Sequence[bytes], parent: int) -> None:
-        """Look at up to MANY names of a directory (an fd), none of which is followed.
+    def forget(self, start: int = 0) -> None:
+        """Forget the names from ``start`` on."""
+        self.count = start
 
-        Raises OSError, for any of them.
+    def look(self, names: Sequence[bytes], parent: int) -> None:
+        """Look at names of a directory (an fd), none of which is followed, after those before.
+
+        Raises OSError for any of them, and keeps none then.
         """
-        self.count = len(names)
-        assert self.count <= MANY
+        start, stop = self.count, self.count + len(names)
+        assert stop <= MANY
         if self._statx is not None:
-            flags, mask = repeat(_SYMLINK_NOFOLLOW), repeat(_BASIC_STATS)
-            if not any(map(self._statx, repeat(parent), names, flags, mask, self._records)):
+            records = self._records[start:stop]
+            if not any(map(self._statx, repeat(parent), names, _FLAGS, _MASK, records)):
+                self.count = stop
                 return
-        for number, name in enumerate(names):  # also to know what is wrong with which
+        for number, name in enumerate(names, start):  # also to know what is wrong with which
             st = os.stat(name, dir_fd=parent, follow_symlinks=False)
             _AS_STATX.pack_into(
                 self._buffer, _RECORD * number,
@@ -73,6 +82,24 @@ class Lstats:
                 *divmod(st.st_ctime_ns, _SECOND), *divmod(st.st_mtime_ns, _SECOND),
                 os.major(st.st_dev), os.minor(st.st_dev),
             )  # fmt: skip
+        self.count = stop
+
+    def types(self, start: int = 0) -> bytes:
+        """Of each name from ``start`` on, the byte of its mode that has the bits of its type."""
+        return self._bytes[_TYPE + _RECORD * start : _RECORD * self.count : _RECORD].tobytes()
+
+    def fit(self, start: int = 0) -> bool:
+        """Whether the times from ``start`` on can be told in ns."""
+        first, stop = _WORDS * start, _WORDS * self.count
+        ctimes = self._words[first + 2 * _CTIME + 1 : stop : _WORDS].tobytes()
+        mtimes = self._words[first + 2 * _MTIME + 1 : stop : _WORDS].tobytes()
+        if not (ctimes + mtimes).strip(b"\0"):  # as mostly: seconds below 2^32
+            return True
+        try:
+            self.times(start)
+        except struct.error:
+            return False
+        return True
 
     @property
     def modes(self) -> bytes:
@@ -104,17 +131,18 @@ class Lstats:
         """In bytes."""
         return self._quad(_SIZE)
 
-    def times(self) -> tuple[bytes, bytes]:
-        """ctimes and mtimes, in ns. Raises struct.error for what does not fit."""
+    def times(self, start: int = 0) -> tuple[bytes, bytes]:
+        """ctimes and mtimes from ``start`` on, in ns. Raises struct.error for what does not fit."""
         # Seconds and nanoseconds in one: all of them at once, as one number of many lanes.
-        seconds = self._quad(_CTIME) + self._quad(_MTIME)
-        rest = self._quad(_CTIME + 1) + self._quad(_MTIME + 1)
-        lanes, width = int.from_bytes(seconds, "little"), 8 * self.count
+        count = self.count - start
+        seconds = self._quad(_CTIME, start) + self._quad(_MTIME, start)
+        rest = self._quad(_CTIME + 1, start) + self._quad(_MTIME + 1, start)
+        lanes, width = int.from_bytes(seconds, "little"), 8 * count
         if not lanes & _LATE:
             lanes = lanes * _SECOND + int.from_bytes(rest, "little")
             times = lanes.to_bytes(2 * width, "little")
         else:
-            form = f"<{2 * self.count}q"
+            form = f"<{2 * count}q"
             pairs = zip(struct.unpack(form, seconds), struct.unpack(form, rest), strict=True)
             times = struct.pack(form, *(second * _SECOND + more for second, more in pairs))
         return times[:width], times[width:]
@@ -142,8 +170,8 @@ class Lstats:
     def _word(self, field: int) -> bytes:
         return self._words[field : _WORDS * self.count : _WORDS].tobytes()
 
-    def _quad(self, field: int) -> bytes:
-        return self._quads[field : _QUADS * self.count : _QUADS].tobytes()
+    def _quad(self, field: int, start: int = 0) -> bytes:
+        return self._quads[field + _QUADS * start : _QUADS * self.count : _QUADS].tobytes()
 
 
 def _device(number: bytes) -> int:

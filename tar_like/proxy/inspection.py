@@ -118,6 +118,7 @@ class Inspection:
             return
         at.count += len(names)
         try:
+            self._lstats.forget()
             self._lstats.look(names, at.fd)
             columns = columns_of(self._lstats)
             wanted = _packed(rows)

@@ -13,17 +13,16 @@ from array import array
 from collections.abc import Collection, Iterator
 
 from tar_like.dirfd import Walker
-from tar_like.lstat import Lstats
 from tar_like.proxy.filesystem import PLAIN, kind_of
 from tar_like.proxy.ledger import version_of
 from tar_like.proxy.place import Destination
 from tar_like.proxy.sights import (
     NOTHING,
     Changes,
+    Comparing,
     Remembered,
     Sight,
     Writing,
-    is_same,
     renewed,
 )
 
@@ -52,7 +51,8 @@ class Recall:
 
     def compare(self) -> None:
         """See what is still so."""
-        lstats = Lstats()
+        comparing = Comparing()
+        self.changed = comparing.changed
         for sight in self._remembered:
             self.count += 1
             own, listed = 0, False
@@ -60,13 +60,12 @@ class Recall:
                 fd = self._walker.dirfd(sight.path)
                 own = self.own(fd)
                 listed = own != 0 and own == sight.own
-                same = is_same(sight, fd, lstats, listed=listed)
+                comparing.see(sight, fd, listed=listed)
             except OSError:
-                same = False
-            if not same:
                 self.changed.add(sight.path)
-            self._owns.append(own if same and not listed else 0)
+            self._owns.append(0 if listed else own)
             self.slow += self._owns[-1] != 0
+        comparing.end()
 
     def own(self, fd: int) -> int:
         """The ctime of a directory, if it will be another one when its names change; else 0."""

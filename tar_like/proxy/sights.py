@@ -18,6 +18,7 @@ import os
 import stat
 import struct
 import sys
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +47,7 @@ WIDTHS = tuple(struct.calcsize(f"<{code}") for code in CODES)
 """Bytes of a number in each."""
 _NOT_OF_FOLDERS = (INO, CTIME, SIZE)
 """What is not seen of a directory: it is another one after each commit. Zeros stand for it."""
+_NOTHING_SEEN = bytes(8)
 
 Numbers = tuple[int, int, int, int, int, int, int]
 """One name's numbers in the columns."""
@@ -119,15 +121,6 @@ def numbers_of_folder(mtime: int, mode: int, uid: int, gid: int) -> Numbers:
     return 0, 0, mtime, 0, mode, uid, gid
 
 
-def _blank(columns: list[bytes], folders: Iterable[int]) -> list[bytes]:
-    """The columns, without what is not seen of directories, which are at these positions."""
-    for at in folders:
-        for number in _NOT_OF_FOLDERS:
-            column = columns[number]
-            columns[number] = column[: 8 * at] + bytes(8) + column[8 * (at + 1) :]
-    return columns
-
-
 class Taking:
     """A sight that is being taken, name by name, in order."""
 
@@ -165,29 +158,85 @@ class Taking:
         )  # fmt: skip
 
 
-def is_same(sight: Sight, fd: int, lstats: Lstats, *, listed: bool) -> bool:
-    """Whether a directory, open as ``fd`` (O_PATH suffices), is as it was.
+class Comparing:
+    """Sees whether directories are as they were, the names of many of them at a time."""
 
-    ``listed``: its names are known to be. Raises OSError.
-    """
-    names = sight.listed
-    if not listed and _names(sight, fd) != names:
-        return False
-    folders = sight.folders
-    for first in range(0, len(names), MANY):
-        stretch = names[first : first + MANY]
-        lstats.look(stretch, fd)
+    def __init__(self) -> None:
+        self._lstats = Lstats()
+        self._waiting: list[_Part] = []
+        """What was looked at, and is not compared yet."""
+        self.changed: set[bytes] = set()
+        """The directories that are not as they were; all of them once this has ended."""
+
+    def see(self, sight: Sight, fd: int, *, listed: bool) -> None:
+        """Have a directory, open as ``fd`` (O_PATH suffices), compared.
+
+        ``listed``: its names are known to be as they were. Raises OSError.
+        """
+        names = sight.listed
+        if not listed and _names(sight, fd) != names:
+            self.changed.add(sight.path)
+            return
+        for start in range(0, len(names), MANY):
+            some = names[start : start + MANY]
+            if self._lstats.count + len(some) > MANY:
+                self.end()
+            self._lstats.look(some, fd)
+            self._waiting.append(_Part(sight, start, start + len(some)))
+
+    def end(self) -> None:
+        """Compare what is not compared yet."""
+        parts, lstats = self._waiting, self._lstats
         try:
-            columns = columns_of(lstats)
-        except struct.error:
-            return False  # a time that the ledger cannot have
-        if folders:
-            stop = first + len(stretch)
-            columns = _blank(columns, [at - first for at in folders if first <= at < stop])
-        for width, then, now in zip(WIDTHS, sight.columns, columns, strict=True):
-            if then[width * first : width * (first + MANY)] != now:
-                return False
-    return True
+            columns = _blank(columns_of(lstats), _folders_of(parts))
+        except struct.error:  # a time that the ledger cannot have, of whichever
+            self.changed.update(part.sight.path for part in parts)
+        else:
+            for number, now in enumerate(columns):
+                then = [part.column(number) for part in parts]
+                if b"".join(then) == now:
+                    continue
+                at = 0
+                for part, column in zip(parts, then, strict=True):
+                    if now[at : at + len(column)] != column:
+                        self.changed.add(part.sight.path)
+                    at += len(column)
+        parts.clear()
+        lstats.forget()
+
+
+class _Part(NamedTuple):
+    """Some of a sight's names, by position."""
+
+    sight: Sight
+    start: int
+    stop: int
+
+    def column(self, number: int) -> bytes:
+        width = WIDTHS[number]
+        return self.sight.columns[number][width * self.start : width * self.stop]
+
+
+def _folders_of(parts: Iterable[_Part]) -> Iterator[int]:
+    """The positions, among all the names of these, of those that are directories."""
+    first = 0
+    for sight, start, stop in parts:
+        if folders := sight.folders:
+            some = folders[bisect_left(folders, start) : bisect_left(folders, stop)]
+            yield from (first + at - start for at in some)
+        first += stop - start
+
+
+def _blank(columns: list[bytes], folders: Iterable[int]) -> list[bytes | bytearray]:
+    """The columns, without what is not seen of directories, which are at these positions."""
+    blank: list[bytes | bytearray] = [*columns]
+    some = [(8 * at, 8 * at + 8) for at in folders]
+    if some:
+        for number in _NOT_OF_FOLDERS:
+            blank[number] = column = bytearray(columns[number])
+            for start, stop in some:
+                column[start:stop] = _NOTHING_SEEN
+    return blank
 
 
 def renewed(sight: Sight, gone: Collection[bytes], placed: Mapping[bytes, Numbers]) -> Sight:

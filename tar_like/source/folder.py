@@ -19,7 +19,6 @@ import heapq
 import itertools
 import os
 import stat
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -29,13 +28,12 @@ from typing import Any, BinaryIO
 from tar_like.codec import CHANGED, UNREADABLE, VANISHED, Omission
 from tar_like.dirfd import Walker
 from tar_like.errors import SourceUnusable, UsageError, cause
-from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, round_up
-from tar_like.lstat import Lstats
+from tar_like.layout import DIRECTORY, FILE, SYMLINK, Piece
 from tar_like.reading import read_at
 from tar_like.source.ahead import ahead, ahead_as
+from tar_like.source.batch import Batch, segments_of
 from tar_like.source.contract import Found, Reading, Skipped, Wanted
-from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of, stretch_of_found
-from tar_like.sparse import data_of
+from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of_found
 
 _AS_TEXT = sys.getfilesystemencoding() == "utf-8"
 """Whether names that are listed as text, as by an fd, become the bytes again that they were.
@@ -58,7 +56,6 @@ class FolderSource:
         self._base = os.path.abspath(base)
         self._recognized = False
         self._begun: tuple[Wanted, Iterator[Found | Skipped]] | None = None
-        self._lstats = Lstats()
         try:
             self._walker = Walker(self._base, readable=True)
         except FileNotFoundError:
@@ -90,23 +87,29 @@ class FolderSource:
 
     def _stretches(self, wanted: Wanted) -> Iterator[Stretch]:
         (root,) = self._look_at(b"", [b"."], replace(wanted, keep=None))
-        listing = self._list(b"", wanted)
-        first = next(listing, None)
-        unreadable = first.skipped if first is not None else ()
-        for item in (root, *(Skipped(*skipped) for _, skipped in unreadable)):
+        batch = Batch(self._walker)
+        listing = self._list(b"", wanted, batch)
+        first = next(listing, b"")
+        unreadable = (
+            [one for stretch in first for _, one in stretch.skipped]
+            if isinstance(first, list)
+            else []
+        )
+        for item in (root, *(Skipped(*skipped) for skipped in unreadable)):
             if isinstance(item, Skipped) and item.path in (b"", b"."):
                 raise SourceUnusable(f"The folder {self._base} cannot be read: {item.detail}.")
         assert isinstance(root, Found)
         yield stretch_of_found(b"", [root._replace(path=b"")])
-        stack = [_steps(listing if first is None else itertools.chain((first,), listing))]
+        stack = [itertools.chain((first,), listing) if first else listing]
         while stack:
             for step in stack[-1]:
                 if isinstance(step, bytes):
-                    stack.append(_steps(self._list(step, wanted)))
+                    stack.append(self._list(step, wanted, batch))
                     break
-                yield step
+                yield from step
             else:
                 stack.pop()
+        yield from batch.taken()
 
     def recognize(self, seen: Iterable[tuple[bytes, int]]) -> bool:
         self._recognized = any(self._ctime(path) == ctime for path, ctime in seen)
@@ -156,30 +159,39 @@ class FolderSource:
             position = end
         return Reading(position, omissions)
 
-    def _list(self, directory: bytes, wanted: Wanted) -> Iterator[Stretch]:
-        """What is in a directory, in order."""
+    def _list(
+        self, directory: bytes, wanted: Wanted, batch: Batch
+    ) -> Iterator[list[Stretch] | bytes]:
+        """What is in a directory, in order: the directories, and stretches that are complete.
+
+        The others are in the batch; what is there comes before what is given.
+        """
         try:
             names = iter(self._names(directory))
         except OSError as error:
             what = Skipped(directory, "unreadable", cause(error))
-            yield stretch_of_found(directory, [what])
+            yield [*batch.taken(), stretch_of_found(directory, [what])]
             return
         if not directory:
             names = (name for name in names if name != RESERVED)
+        alone = bool(wanted.keep or wanted.xattrs or wanted.acls)
         one_by_one: list[Found | Skipped] = []
         room = STRETCH
-        while batch := list(itertools.islice(names, room)):
-            stretch = None if one_by_one else self._at_once(directory, batch, wanted)
-            if stretch is not None:
-                yield stretch
-                continue
-            one_by_one += self._look_at(directory, batch, wanted)
+        while some := list(itertools.islice(names, room)):
+            if not (alone or one_by_one):
+                if not batch.has_room(len(some)):
+                    yield batch.taken()
+                folders = self._at_once(directory, some, batch)
+                if folders is not None:
+                    yield from folders
+                    continue
+            one_by_one += self._look_at(directory, some, wanted)
             room = STRETCH - sum(isinstance(one, Found) for one in one_by_one)
             if room in (0, STRETCH):
-                yield stretch_of_found(directory, one_by_one)
+                yield from _complete(batch, directory, one_by_one)
                 one_by_one, room = [], STRETCH
         if one_by_one:
-            yield stretch_of_found(directory, one_by_one)
+            yield from _complete(batch, directory, one_by_one)
 
     def _names(self, directory: bytes) -> Iterable[bytes]:
         """The names in a directory, sorted as bytes. Raises OSError."""
@@ -193,13 +205,11 @@ class FolderSource:
                     raise
         return list_by_path(fd)  # which also says why it is not readable
 
-    def _at_once(self, directory: bytes, names: list[bytes], wanted: Wanted) -> Stretch | None:
-        """These names of a directory; None where they must be looked at one by one."""
-        if wanted.keep or wanted.xattrs or wanted.acls:
-            return None
+    def _at_once(self, directory: bytes, names: list[bytes], batch: Batch) -> list[bytes] | None:
+        """See Batch.add."""
         try:
-            return _stretch(self._lstats, self._walker.dirfd(directory), directory, names)
-        except (OSError, struct.error):
+            return batch.add(directory, names, self._walker.dirfd(directory))
+        except OSError:
             return None
 
     def _look_at(
@@ -214,49 +224,13 @@ class FolderSource:
         return _look_at(parent, prefix, names, wanted)
 
 
-def _steps(listing: Iterator[Stretch]) -> Iterator[Stretch | bytes]:
-    """The stretches of a directory, and after each the directories in it."""
-    for stretch in listing:
-        yield stretch
-        yield from stretch.folders()
-
-
-def _stretch(lstats: Lstats, parent: int, directory: bytes, names: list[bytes]) -> Stretch | None:
-    """The hot path of a scan: no work in Python for a file with one name and no holes.
-
-    None where there is something that is neither file, directory nor symlink. Raises OSError, and
-    struct.error for what is out of range.
-    """
-    lstats.look(names, parent)
-    count = len(names)
-    modes, sizes, links = map(bytearray, (lstats.modes, lstats.sizes, lstats.links))
-    types = modes[1::4].translate(_TYPES)
-    files = types.count(_FILE)
-    targets: dict[int, bytes] = {}
-    if files < count:
-        for position, kind in enumerate(types):
-            if kind == _FILE:
-                continue
-            sizes[8 * position : 8 * position + 8] = bytes(8)
-            if kind == _DIRECTORY:
-                links[4 * position : 4 * position + 4] = _ONE
-            elif kind == _SYMLINK:
-                targets[position] = os.readlink(names[position], dir_fd=parent)
-                modes[4 * position : 4 * position + 4] = _ANY_SYMLINK
-            else:
-                return None
-    segments = {}
-    if lstats.may_have_holes(sizes):
-        numbers = struct.unpack(f"<{count}q", sizes)
-        for position, (has, size) in enumerate(zip(lstats.blocks(), numbers, strict=True)):
-            if has * 512 < size:
-                found = _segments(names[position], parent, size)
-                if found is not None:
-                    segments[position] = found
-    ctimes, mtimes = lstats.times()
-    told = modes, sizes, mtimes, lstats.uids, lstats.gids
-    kept = ctimes, lstats.inos, lstats.devs, links
-    return stretch_of(directory, names, told, kept, files, targets=targets, segments=segments)
+def _complete(
+    batch: Batch, directory: bytes, one_by_one: list[Found | Skipped]
+) -> Iterator[list[Stretch] | bytes]:
+    """What was looked at one by one, after what is in the batch; then the directories in it."""
+    stretch = stretch_of_found(directory, one_by_one)
+    yield [*batch.taken(), stretch]
+    yield from stretch.folders()
 
 
 def _look_at(
@@ -278,7 +252,7 @@ def _look_at(
             target, segments = b"", None
             if kind == FILE:
                 if st.st_blocks * 512 < size:
-                    segments = _segments(name, parent, size)
+                    segments = segments_of(name, parent, size)
             elif kind == DIRECTORY:
                 size, links = 0, 1
             elif kind == SYMLINK:
@@ -314,16 +288,6 @@ def _trouble(error: OSError) -> str:
 
 
 _SIGN = 1 << 63
-_FILE, _DIRECTORY, _SYMLINK, _OTHER = range(4)
-_TYPES = bytes(
-    {stat.S_IFREG: _FILE, stat.S_IFDIR: _DIRECTORY, stat.S_IFLNK: _SYMLINK}.get(
-        high << 8 & FORMAT, _OTHER
-    )
-    for high in range(256)
-)
-"""The type of what has a mode, by the second byte of it."""
-_ONE = struct.pack("<I", 1)
-_ANY_SYMLINK = struct.pack("<I", stat.S_IFLNK | 0o777)
 
 
 def _signed(number: int) -> int:
@@ -338,33 +302,6 @@ def _special(mode: int) -> str:
 
 def _reason(error: OSError) -> int:
     return VANISHED if error.errno in _GONE else UNREADABLE
-
-
-def _segments(name: bytes, parent: int, size: int) -> tuple[tuple[int, int], ...] | None:
-    """The ranges of a sparse file that hold data, widened to pages."""
-    try:
-        fd = os.open(name, _OPEN, dir_fd=parent)
-    except OSError:
-        return None  # reading it will say what is wrong
-    try:
-        widened = ((start // PAGE * PAGE, round_up(stop)) for start, stop in data_of(fd, size))
-        return tuple(_merged((start, min(stop, size)) for start, stop in widened)) or ((0, 0),)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    start = stop = 0
-    for first, last in ranges:
-        if first > stop:
-            if start != stop:
-                yield start, stop
-            start = first
-        stop = last
-    if start != stop:
-        yield start, stop
 
 
 def read_xattrs(name: bytes, parent: int, wanted: Wanted) -> tuple[tuple[bytes, bytes], ...]:

@@ -191,7 +191,7 @@ def test_one_by_one_or_at_once_a_scan_finds_the_same(
 ) -> None:
     with closing(FolderSource(str(tree))) as source:
         at_once = list(source.scan(Wanted()))
-        monkeypatch.setattr("tar_like.source.folder._stretch", lambda *_: None)
+        monkeypatch.setattr("tar_like.source.batch.Batch.add", lambda *_: None)
         assert list(source.scan(Wanted())) == at_once
 
 

@@ -73,8 +73,36 @@ def test_columns_are_what_lstat_says(work: Path, fd: int, lstats: Lstats) -> Non
     assert lstats.count == len(names)
     assert columns(lstats) == expected(work, names)
     for some in ([], names[:1], names[5:7]):  # the buffer is used again
+        lstats.forget()
         lstats.look(some, fd)
         assert columns(lstats) == expected(work, some)
+
+
+def test_names_of_several_directories(work: Path, fd: int, lstats: Lstats) -> None:
+    """What one look brings is kept until it is forgotten, whatever becomes of later ones."""
+    (work / "below").mkdir()
+    below = plant(work / "below", random.Random(2))
+    names = plant(work, random.Random(1))
+    inner = os.open(work / "below", os.O_PATH)
+    try:
+        lstats.look(names, fd)
+        lstats.look(below, inner)
+        both = [
+            one + other
+            for one, other in zip(
+                expected(work, names), expected(work / "below", below), strict=True
+            )
+        ]
+        assert columns(lstats) == both
+        with pytest.raises(FileNotFoundError):
+            lstats.look([*below, b"gone"], inner)
+        assert columns(lstats) == both
+        modes = both[0][len(names) :]
+        assert lstats.types(len(names)) == bytes(mode >> 8 for mode in modes)
+        lstats.forget(len(names))
+        assert columns(lstats) == expected(work, names)
+    finally:
+        os.close(inner)
 
 
 def test_as_many_as_there_may_be(work: Path, fd: int, lstats: Lstats) -> None:
@@ -106,6 +134,19 @@ def test_times_that_do_not_fit(
     with pytest.raises(struct.error):
         lstats.times()
     assert lstats.inos
+    assert not lstats.fit()
+    assert lstats.fit(1)
+
+
+@pytest.mark.parametrize("year", [1700, 1969, 1970, 2105, 2107, 2200, 2260])
+@pytest.mark.parametrize("at", [96, 112])
+def test_times_that_fit(work: Path, fd: int, lstats: Lstats, year: int, at: int) -> None:
+    (work / "file").touch()
+    lstats.look([b"file", b"file"], fd)
+    assert lstats.fit()
+    struct.pack_into("<q", lstats._buffer, at + 256, (year - 1970) * 31_556_952)
+    assert lstats.fit() and lstats.fit(1)
+    assert lstats.times(1)[at == 112] == lstats.times()[at == 112][8:]
 
 
 def test_a_name_that_is_gone(work: Path, fd: int, lstats: Lstats) -> None:
@@ -137,6 +178,7 @@ def test_holes(work: Path, fd: int, lstats: Lstats) -> None:
         before = path.read_bytes()
         with path.open("wb") as file:
             file.truncate(1 << 20)
+        lstats.forget()
         lstats.look(names, fd)
         assert lstats.may_have_holes(lstats.sizes)
         path.write_bytes(before)

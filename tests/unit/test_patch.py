@@ -26,7 +26,6 @@ from tar_like.index.leaf import Leaf
 from tar_like.index.reader import PATCH_OF
 from tar_like.index.recorded import LEAF_NAME
 from tar_like.layout import sort_key
-from tar_like.lstat import Lstats
 from tar_like.proxy import look, nextledger, patching
 from tar_like.proxy.commit import run_commit
 from tar_like.proxy.ledger import Ledger, version_of
@@ -43,7 +42,7 @@ from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Planning
 from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import Rows
-from tar_like.proxy.sights import is_same
+from tar_like.proxy.sights import Comparing
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 from tar_like.source import Wanted
@@ -445,8 +444,11 @@ def test_what_is_remembered_after_a_patch_is_what_lies_there(
     carried = exact_sights(target.destination, version, {b"", *folders(source)})
     assert carried.keys() >= {b"d", b"d/e", b"gone"}
     with closing(Walker(target.dest)) as walker:
+        comparing = Comparing()
         for path, sight in carried.items():
-            assert is_same(sight, walker.dirfd(path), Lstats(), listed=False), path
+            comparing.see(sight, walker.dirfd(path), listed=False)
+        comparing.end()
+        assert not comparing.changed
     assert target.look()[1] == by_rows()
     assert target.look()[1].same
     (target.dest / "d/e/f").write_bytes(b"others")

@@ -19,14 +19,13 @@ import pytest
 
 from tar_like.database import connect
 from tar_like.dirfd import Walker
-from tar_like.lstat import Lstats
 from tar_like.proxy import inspection, recall
 from tar_like.proxy import look as looking
 from tar_like.proxy import sights as of_sights
 from tar_like.proxy.durable import PROCESS
 from tar_like.proxy.look import Seen, read_look, run_look
 from tar_like.proxy.place import Destination, held
-from tar_like.proxy.sights import Remembered, Sight, Taking, is_same, numbers_of, renewed
+from tar_like.proxy.sights import Comparing, Remembered, Sight, Taking, numbers_of, renewed
 from tests import trees
 from tests.unit.receiver import in_child, sync
 
@@ -514,9 +513,71 @@ def test_a_sight_after_changes_is_as_if_it_were_taken_then(
 
 def listed(folder: Path, sight: Sight, walker: Walker) -> bool:
     """Whether a directory is as a sight has it, by its names and without them."""
-    found = {is_same(sight, walker.root, Lstats(), listed=one) for one in (False, True)}
+    found = set()
+    for one in (False, True):
+        comparing = Comparing()
+        comparing.see(sight, walker.root, listed=one)
+        comparing.end()
+        found.add(not comparing.changed)
     assert len(found) == 1
     return found.pop()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_directories_that_are_compared_together_each_is_told_from_the_others(
+    work: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """However many names there is room for, and whichever of them is another one by now."""
+    dice = random.Random(seed)
+    monkeypatch.setattr(of_sights, "MANY", dice.randrange(1, 40))
+    before, changed = [], set()
+    for number in range(30):
+        folder = work / f"{number:02}"
+        folder.mkdir()
+        for name in range(dice.choice([0, 1, 2, 30])):
+            below = folder / f"{name}"
+            below.mkdir() if dice.randrange(4) == 0 else below.write_bytes(b"x" * name)
+        before.append(taken(folder, os.fsencode(folder.name)))
+    for sight in before:
+        folder = work / os.fsdecode(sight.path)
+        if not sight.many or dice.randrange(3):
+            continue
+        name = dice.choice(sight.listed)
+        path = folder / os.fsdecode(name)
+        if path.is_file():
+            what = dice.choice(["content", "mode", "time", "inode"])
+            changed.add(sight.path)
+        else:  # of a directory its inode and its ctime are not compared
+            what = dice.choice(["mode", "time", "nothing"])
+            changed.update([sight.path] if what != "nothing" else [])
+        touch_up(path, what)
+    with closing(Walker(work)) as walker:
+        comparing = Comparing()
+        for sight in before:
+            comparing.see(sight, walker.dirfd(sight.path), listed=dice.random() < 0.5)
+        comparing.end()
+    assert comparing.changed == changed
+
+
+def touch_up(path: Path, what: str) -> None:
+    st = path.stat()
+    if what == "content":
+        path.write_bytes(b"another" * 9)
+        os.utime(path, ns=(0, st.st_mtime_ns))
+    elif what == "mode":
+        path.chmod(0o511)
+    elif what == "time":
+        os.utime(path, ns=(0, st.st_mtime_ns + 1))
+    elif what == "inode":
+        other = path.with_name("other")
+        other.write_bytes(path.read_bytes())
+        other.chmod(st.st_mode & 0o7777)
+        os.utime(other, ns=(0, st.st_mtime_ns))
+        other.rename(path)
+    else:
+        path.rmdir()
+        path.mkdir(mode=st.st_mode & 0o7777)
+        os.utime(path, ns=(0, st.st_mtime_ns))
 
 
 def no_room(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

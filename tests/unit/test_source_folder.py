@@ -17,7 +17,6 @@ from tar_like.errors import SourceUnusable, UsageError
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, sort_key
 from tar_like.source import Found, Skipped, Wanted, folder, open_source
 from tar_like.source.folder import FolderSource
-from tar_like.source.stretch import found_in_order
 from tests import trees
 
 
@@ -314,14 +313,19 @@ def test_a_name_that_goes_during_the_scan_is_named(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been renamed to a name that was passed already."""
-    monkeypatch.setattr(folder, "STRETCH", 1)
-    (work / "a").touch()
-    (work / "b").touch()
+    for name in ("a", "b", "c"):
+        (work / name).touch()
+    list_them = FolderSource._names
+
+    def listed(self: FolderSource, directory: bytes) -> list[bytes]:
+        names = list(list_them(self, directory))
+        (work / "b").unlink()
+        return names
+
+    monkeypatch.setattr(FolderSource, "_names", listed)
     source = FolderSource(str(work))
-    stretches = source._stretches(Wanted())  # as it goes on, without those taken at once
-    assert [next(stretches).names, next(stretches).names] == [[b""], [b"a"]]
-    (work / "b").unlink()
-    (gone,) = found_in_order(stretches)
+    _, one, gone, other = source.scan(Wanted())
     source.close()
+    assert (one.path, other.path) == (b"a", b"c")
     assert isinstance(gone, Skipped)
     assert (gone.path, gone.kind) == (b"b", "unreadable")
