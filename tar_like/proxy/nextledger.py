@@ -1,9 +1,10 @@
 """The ledger that a commit leaves: what is at the destination from then on.
 
     index + leaves + what has landed             > ledger.db     (a whole tree)
-    the ledger that there is + patch + the same  > ledger.db     (the same but for what differs)
+    the ledger that there is + patch             > draft-*.db    (the same but for what differs)
+    draft + what has landed                      > ledger.db
 
-Of a patch most can be written beside the commit's work at the files, on a thread.
+A draft can be made at any time before: a small patch's is made while its blocks are coming.
 """
 
 from __future__ import annotations
@@ -13,20 +14,71 @@ import os
 import sqlite3
 import threading
 
+from blake3 import blake3
+
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import connect, rewriting
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.durable import machine
-from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, whole_ledger
-from tar_like.proxy.patch import Draft, Patch
-from tar_like.proxy.place import Destination
+from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, version_of, whole_ledger
+from tar_like.proxy.patch import Patch, land, patch_of
+from tar_like.proxy.place import Destination, held
 
 _NOTE_LINKS = """
 INSERT OR REPLACE INTO meta SELECT ?, EXISTS (SELECT 1 FROM entry WHERE kind = 'h')
 """
 
 _ROOMY = 3
-"""Sizes of the ledger that must be free where it is begun before room is made."""
+"""Sizes of the ledger that must be free where a draft is made before room is made."""
+_LOCK = "draft.lock"
+
+
+def begin_draft(destination: Destination, path: str) -> threading.Thread | None:
+    """Begin to make a draft for the transfer of a patch (its folder), on a thread.
+
+    Whatever goes wrong there, it is tried once more when it is needed. None where that is not
+    begun.
+    """
+    thread = threading.Thread(target=_make_draft, args=(destination, path), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # more threads than there may be
+        return None
+    return thread
+
+
+def _make_draft(destination: Destination, path: str) -> None:
+    """Make a draft, unless there is one, or one is being made: then wait for it."""
+    with (
+        contextlib.suppress(OSError, MemoryError, sqlite3.Error),
+        held(os.path.join(path, _LOCK)),
+    ):
+        patch, ledger = patch_of(path), destination.ledger
+        final = _draft(destination, path)
+        if os.path.exists(final) or patch is None or not patch.fits(ledger):
+            return
+        room = os.statvfs(path)
+        if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger):
+            return  # names that are replaced or deleted may free some before it is needed
+        new = os.path.join(path, "draft.new")
+        lock = os.stat(os.path.join(path, _LOCK))
+        try:
+            _remove(new)
+            patch.draft(ledger, new)
+            add_indexes(new)
+            if os.path.samestat(lock, os.stat(os.path.join(path, _LOCK))):  # this very transfer
+                os.rename(new, final)
+        finally:
+            _remove(new)  # others need the room
+
+
+def _draft(destination: Destination, path: str) -> str:
+    """The file of a transfer's draft: another one for each ledger, and each boot of this host.
+
+    It is not synced: after a power cut it counts for nothing.
+    """
+    key = blake3(version_of(destination.ledger).encode() + b"\0" + machine()).hexdigest(8)
+    return os.path.join(path, f"draft-{key}.db")
 
 
 class NextLedger:
@@ -41,26 +93,15 @@ class NextLedger:
         self._file = os.path.join(path, "next.db")
         self._patch = patch
         self._meta = meta
-        self._draft: Draft | None = None
         self._drafting: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Begin to write it, if that can be before anything has landed, and there is room for it.
+        """Have a draft made beside, where there can be one.
 
         No process may be forked before it is published or closed.
         """
-        ledger = self._destination.ledger
-        if self._patch is None or not self._patch.fits(ledger):
-            return
-        room = os.statvfs(self._path)
-        if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger):
-            return  # names that are replaced or deleted may free some before it is needed
-        self._remove()
-        self._draft = self._patch.draft(ledger, self._file)
-        drafting = threading.Thread(target=self._begin_draft, daemon=True)
-        with contextlib.suppress(RuntimeError):  # more threads than there may be: it is done later
-            drafting.start()
-            self._drafting = drafting
+        if self._patch is not None:
+            self._drafting = begin_draft(self._destination, self._path)
 
     def publish(self, landed: str) -> None:
         """Say what is at the destination from now on; ``landed`` is a file with that table.
@@ -82,55 +123,34 @@ class NextLedger:
         if self._drafting is not None:
             self._drafting.join()
             self._drafting = None
-        if self._draft is not None:
-            self._draft.close()
-            self._draft = None
-        self._remove()
-
-    def _begin_draft(self) -> None:
-        """On the thread. Whatever goes wrong, it is tried once more when it is needed."""
-        assert self._draft is not None
-        with contextlib.suppress(OSError, MemoryError, sqlite3.Error):
-            self._draft.begin()
-        if not self._draft.begun:
-            self._draft.close()
-            self._remove()  # others need the room
-
-    def _remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._file)
+        _remove(self._file)
 
     def _fill(self, landed: str) -> None:
-        if self._drafting is not None:
-            self._drafting.join()
-        if self._draft is None or not self._draft.begun:
-            self.close()
+        self.close()
         if self._patch is None:
             whole_ledger(self._file, self._path, landed)
         else:
-            self._finish_draft(self._patch, landed)
-        self._describe()
+            _make_draft(self._destination, self._path)
+            try:
+                os.rename(_draft(self._destination, self._path), self._file)
+            except FileNotFoundError:
+                self._patch.draft(self._destination.ledger, self._file)
+        with contextlib.closing(rewriting(self._file)) as db:
+            self._complete(db, landed)
+            db.execute("COMMIT")
 
-    def _finish_draft(self, patch: Patch, landed: str) -> None:
-        if self._draft is None:
-            self._draft = patch.draft(self._destination.ledger, self._file)
-            self._draft.begin()
-        self._draft.end(landed)
-        self._draft.close()
-
-    def _describe(self) -> None:
-        """Write what it says of itself, and an index does not (ledger.OF_LEDGER)."""
+    def _complete(self, db: sqlite3.Connection, landed: str) -> None:
+        """Write the rest, and what it says of itself, and an index does not (ledger.OF_LEDGER)."""
         meta = dict(self._meta)
         if self._patch is not None:
+            land(db, landed)
             meta[LINKED] = "0"  # else it would have been offered whole
         if not self._destination.durability.lasts:
             meta[UNSYNCED] = machine().hex()
-        with contextlib.closing(rewriting(self._file)) as db:
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
-            if self._patch is None:
-                db.execute(_NOTE_LINKS, (LINKED,))
-                db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
-            db.execute("COMMIT")
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        if self._patch is None:
+            db.execute(_NOTE_LINKS, (LINKED,))
+            db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
 
     def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
         """Keep the lists of chunks of files that are in place."""
@@ -140,3 +160,8 @@ class NextLedger:
         )
         rows = ledger.execute(query, (SMALLEST_FILE, LARGEST_FILE))
         ChunkCache(self._destination.chunks).keep(row[0] for row in rows)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -40,9 +40,10 @@ RUN = (
     "CREATE TABLE run (number INTEGER PRIMARY KEY, base INTEGER NOT NULL, leaves INTEGER NOT NULL)"
 )
 _META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+# What the ledger will have of the transfer's entries goes by its own numbers (mine).
 # Where no name has come or gone: every entry has the number that it had.
 _IN_PLACE = """
-CREATE TEMP TABLE mine AS SELECT base_id AS id, entry_id FROM patch.at WHERE NOT same;
+CREATE TABLE main.mine AS SELECT base_id AS id, entry_id FROM patch.at WHERE NOT same;
 DELETE FROM main.landed WHERE entry_id IN (SELECT id FROM mine);
 DELETE FROM main.segment WHERE entry_id IN (SELECT id FROM mine);
 """
@@ -60,7 +61,7 @@ FROM places p CROSS JOIN base.entry b ON b.id = p.old ORDER BY p.id;
 INSERT INTO main.entry
 SELECT p.id, path, kind, size, offset, mode, mtime, uid, gid, target, link, hash, ctime, ino, token
 FROM places p CROSS JOIN idx.entry e ON e.id = p.new WHERE p.old IS NULL;
-CREATE TEMP TABLE mine AS
+CREATE TABLE main.mine AS
 SELECT p.id, a.entry_id FROM patch.at a JOIN places p ON p.old = a.base_id WHERE NOT a.same
 UNION ALL SELECT id, new FROM places WHERE old IS NULL;
 INSERT INTO main.landed SELECT p.id, digest, ino, ctime
@@ -73,7 +74,7 @@ INSERT INTO main.leaf SELECT * FROM base.leaf;
 INSERT INTO main.meta SELECT key, value FROM base.meta;
 """
 _ENTRIES = """
-CREATE UNIQUE INDEX temp.mine_by_id ON mine (id);
+CREATE UNIQUE INDEX main.mine_by_id ON mine (id);
 UPDATE main.entry SET (kind, size, mode, mtime, uid, gid, target, ctime, ino, token) =
   (SELECT e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino, e.token
    FROM mine m JOIN idx.entry e ON e.id = m.entry_id WHERE m.id = entry.id)
@@ -83,7 +84,8 @@ FROM idx.segment s JOIN mine m USING (entry_id)
 """
 _HAS_LANDED = """
 INSERT INTO main.landed SELECT m.id, l.digest, l.ino, l.ctime
-FROM source.landed l JOIN mine m USING (entry_id) WHERE l.digest != x''
+FROM source.landed l JOIN main.mine m USING (entry_id) WHERE l.digest != x'';
+DROP TABLE main.mine
 """
 
 # The leaves are those of the base until now.
@@ -209,66 +211,34 @@ class Patch:
         finally:
             db.close()
 
-    def draft(self, ledger: str, path: str) -> Draft:
-        """The ledger of the whole tree, in a new file that nothing is in yet. Raises sqlite3.Error.
+    def draft(self, ledger: str, path: str) -> None:
+        """Write the ledger of the whole tree, but for what has landed, to a new file.
 
-        ``ledger`` is the one that this is a difference to.
+        It is the same whatever becomes of the files. ``ledger`` is the one that this is a
+        difference to; the offsets are those of it: they count for nothing.
+        Raises OSError, sqlite3.Error.
         """
-        return Draft(self, ledger, path)
-
-
-class Draft:
-    """A ledger that a commit will leave: the one that there is, with a patch.
-
-    Most of it is the same whatever becomes of the files, and can be done beside their being put in
-    place, also by another thread: for most of the time SQLite is at work.
-    """
-
-    def __init__(self, patch: Patch, ledger: str, path: str) -> None:
-        self._patch, self._ledger, self._path = patch, ledger, path
-        self._db: sqlite3.Connection | None = None
-        self.begun = False
-        """Whether all that can be written before anything has landed is written."""
-
-    def begin(self) -> None:
-        """All but what has landed. Raises OSError, sqlite3.Error.
-
-        The offsets are those of the base: they count for nothing.
-        """
-        patch, structural = self._patch, self._patch.structural
-        if structural:
-            self._db = db = schema.create(self._path)
+        if self.structural:
+            db = schema.create(path)
         else:
-            shutil.copyfile(self._ledger, self._path)
-            self._db = db = rewriting(self._path)
-        attach(db, patch.path, "patch")
-        attach(db, patch.index, "idx")
-        if structural:
-            attach(db, self._ledger, "base")
-            db.execute(LANDED)
-            db.execute(LEAF)
-        for statement in ((_MOVED if structural else _IN_PLACE) + _ENTRIES).split(";"):
-            db.execute(statement)
-        (stay,) = db.execute(_LEAVES_STAY).fetchone()
-        for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
-            db.execute(statement)
-        self._describe(db)
-        self.begun = True
-
-    def end(self, landed: str) -> None:
-        """Write the rest. ``landed`` is a file with that table, for the entries of the transfer.
-
-        Raises sqlite3.Error.
-        """
-        assert self._db is not None and self.begun
-        attach(self._db, landed, "source")
-        self._db.execute(_HAS_LANDED)
-        self._db.execute("COMMIT")
-
-    def close(self) -> None:
-        """Close the file. Idempotent."""
-        if self._db is not None:
-            self._db.close()
+            shutil.copyfile(ledger, path)
+            db = rewriting(path)
+        try:
+            attach(db, self.path, "patch")
+            attach(db, self.index, "idx")
+            if self.structural:
+                attach(db, ledger, "base")
+                db.execute(LANDED)
+                db.execute(LEAF)
+            for statement in ((_MOVED if self.structural else _IN_PLACE) + _ENTRIES).split(";"):
+                db.execute(statement)
+            (stay,) = db.execute(_LEAVES_STAY).fetchone()
+            for statement in (_LEAVES_IN_PLACE if stay else _LEAVES_MOVED).split(";"):
+                db.execute(statement)
+            self._describe(db)
+            db.execute("COMMIT")
+        finally:
+            db.close()
 
     def _describe(self, db: sqlite3.Connection) -> None:
         """What the file says of itself, but for what a ledger says besides."""
@@ -276,14 +246,24 @@ class Draft:
             "SELECT count(*), coalesce(sum(size), 0) FROM main.entry WHERE kind = 'f'"
         ).fetchone()
         meta = {
-            "id": self._patch.tree,
-            "entries": str(self._patch.entries),
+            "id": self.tree,
+            "entries": str(self.entries),
             "files": str(files),
             "bytes": str(size),
             OFFSETS: "stale",
         }
         db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
         db.execute(_NEWEST)
+
+
+def land(ledger: sqlite3.Connection, landed: str) -> None:
+    """Write what has landed into the draft of a ledger, in a transaction that is open.
+
+    ``landed`` is a file with that table, for the entries of the transfer. Raises sqlite3.Error.
+    """
+    attach(ledger, landed, "source")
+    for statement in _HAS_LANDED.split(";"):
+        ledger.execute(statement)
 
 
 def is_outdated(path: str) -> bool:

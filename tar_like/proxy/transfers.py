@@ -14,8 +14,10 @@ from tar_like.index.recorded import LEAF_NAME
 from tar_like.proxy import look
 from tar_like.proxy.ledger import Ledger
 from tar_like.proxy.look import Seen
+from tar_like.proxy.nextledger import begin_draft
 from tar_like.proxy.offer import reopen
 from tar_like.proxy.outcome import COMMIT, PLANNING, read_outcome
+from tar_like.proxy.patch import is_patch
 from tar_like.proxy.patching import read_head, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish
@@ -127,7 +129,10 @@ class Transfers:
         self.get(transfer_id).state(rules)
         transfer = self.get(transfer_id)
         if transfer.is_easy(wish.look):
-            return transfer.negotiate_as(wish, rules)
+            status = transfer.negotiate_as(wish, rules)
+            if status.state != OPEN and is_patch(transfer.path):
+                begin_draft(self.destination, transfer.path)  # while the blocks are coming
+            return status
         wish = replace(wish, told={})  # of use only where a few small files differ
         deadline, poll = time.monotonic() + WAIT, _Poll()
         token = secrets.token_hex(8)

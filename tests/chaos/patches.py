@@ -141,7 +141,7 @@ class _Faults:
             end = begun + self._dice.uniform(0, 1.2) * self._lasts
             return lambda: time.monotonic() > end
         later = self._dice.uniform(0, self._dice.choice((0.003, 0.02, 0.1)))
-        mark = self._dice.choice(("next.db", "verified.db", "landed.db"))
+        mark = self._dice.choice(("draft*", "next.db", "verified.db", "landed.db"))
         reached: list[float] = []
 
         def over() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tar_like.database import connect
 from tar_like.dirfd import Walker
 from tar_like.errors import Conflict, IndexInvalid, NotFound
 from tar_like.index import Recorded
@@ -36,7 +38,7 @@ from tar_like.proxy.look import (
     run_look,
 )
 from tar_like.proxy.offer import offer
-from tar_like.proxy.patch import Draft, Patch
+from tar_like.proxy.patch import Patch
 from tar_like.proxy.patching import BODY, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Planning
@@ -470,25 +472,25 @@ def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
     structural: bool,
     trouble: str,
 ) -> None:
-    begin_draft, threads, describe = Draft.begin, list[bool](), Draft._describe
+    draft, threads, describe = Patch.draft, list[bool](), Patch._describe
 
-    def noted(draft: Draft) -> None:
+    def noted(patch: Patch, ledger: str, path: str) -> None:
         threads.append(beside())
-        begin_draft(draft)
+        draft(patch, ledger, path)
 
-    def failing(draft: Draft, db: sqlite3.Connection) -> None:
+    def failing(patch: Patch, db: sqlite3.Connection) -> None:
         """It is half written then."""
         if beside() and trouble == "full":
             raise sqlite3.OperationalError("database or disk is full")
         if beside() and trouble == "memory":
             raise MemoryError
-        describe(draft, db)
+        describe(patch, db)
 
     def none(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Draft, "begin", noted)
-    monkeypatch.setattr(Draft, "_describe", failing)
+    monkeypatch.setattr(Patch, "draft", noted)
+    monkeypatch.setattr(Patch, "_describe", failing)
     if trouble == "thread":
         monkeypatch.setattr(threading.Thread, "start", none)
     if trouble == "room":
@@ -508,6 +510,80 @@ def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
     seen = target.look()[1]
     assert seen.same and seen.index == tree
     assert not os.listdir(os.path.join(target.destination.home, "tmp"))
+
+
+@pytest.mark.parametrize("structural", [False, True])
+@pytest.mark.parametrize("other", ["nothing", "boot", "ledger", "torn", "offered anew"])
+def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
+    work: Path,
+    source: Path,
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    structural: bool,
+    other: str,
+) -> None:
+    (source / "d/c").chmod(0o600)
+    if structural:
+        (source / "d/new").write_bytes(b"")
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = target.put(tree, body, seen)
+    path, destination = target.destination.transfer(transfer), target.destination
+    if other == "torn":  # by a process that was killed
+        Path(path, "draft.new").write_bytes(b"half of it")
+    drafting = nextledger.begin_draft(destination, path)
+    assert drafting is not None
+    drafting.join()
+    (made,) = glob.glob(f"{path}/draft-*.db")
+    if other == "boot":
+        monkeypatch.setattr(nextledger, "machine", lambda: b"host\0another boot")
+        Path(made).write_bytes(b"lost with the power")
+    elif other == "ledger":
+        shutil.copy(destination.ledger, f"{path}/copy")
+        os.rename(f"{path}/copy", destination.ledger)
+    elif other == "offered anew":
+        destination.discard(path)
+        assert target.put(tree, body, seen) == transfer
+    drafts = list[str]()
+    draft = Patch.draft
+
+    def noted(patch: Patch, ledger: str, path: str) -> None:
+        drafts.append(path)
+        draft(patch, ledger, path)
+
+    monkeypatch.setattr(Patch, "draft", noted)
+    target.commit(transfer)
+    assert bool(drafts) == (other in ("boot", "ledger", "offered anew"))
+    monkeypatch.undo()
+    trees.assert_same(source, target.dest)
+    target.assert_consistent()
+    assert target.look()[1].same
+    with closing(connect(destination.ledger, "ro")) as db:
+        names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+    assert "mine" not in names
+
+
+def test_a_draft_of_a_transfer_that_was_offered_anew_meanwhile_is_dropped(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "d/c").chmod(0o600)
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = target.put(tree, body, seen)
+    path = target.destination.transfer(transfer)
+    describe = Patch._describe
+
+    def meanwhile(patch: Patch, db: sqlite3.Connection) -> None:
+        describe(patch, db)
+        target.destination.discard(path)
+        assert target.put(tree, body, seen) == transfer
+        Path(path, "draft.new").write_bytes(b"of the other one")
+
+    monkeypatch.setattr(Patch, "_describe", meanwhile)
+    nextledger._make_draft(target.destination, path)
+    monkeypatch.undo()
+    assert not glob.glob(f"{path}/draft-*.db")
+    target.commit(transfer)
+    trees.assert_same(source, target.dest)
+    target.assert_consistent()
 
 
 def test_leaves_that_are_cut_otherwise_are_kept_so(target: Target) -> None:
