@@ -59,21 +59,30 @@ class Look:
     """The id of the tree that was committed last; empty when there is no use in looking."""
     newest: int | None = None
     """The last mtime in that tree, in ns; None where it is not known."""
+    changed: int | None = None
+    """The last ctime that its sender has seen of it, in ns; None where it is not known."""
 
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> Look:
         """Raises ValueError or TypeError for what is none."""
         values = _object(text)
-        if type(values.get("newest")) not in (int, type(None)):
+        times = values.get("newest"), values.get("changed")
+        if any(type(one) not in (int, type(None)) for one in times):
             raise TypeError("A time is a whole number of nanoseconds.")
         return cls(
             token=_of_kind(values.get("token"), str),
             index=_of_kind(values.get("index"), str),
             newest=values.get("newest"),
+            changed=values.get("changed"),
         )
 
 
 SEGMENT = struct.Struct("<Iqq")
+REVISED = struct.Struct("<III")
+"""The start of a leaf that is given as another one with some names revised: the number of that one
+in the base, how many names, how many segments."""
+REVISION = struct.Struct("<HIqqIIqq")
+"""What each of them is now: its position; mode, size, mtime, uid, gid; ctime, inode."""
 """In a patch: the position of a file in its leaf, and a range of it that holds data."""
 
 
@@ -99,7 +108,7 @@ class PatchHead:
     """The tree's leaves in order: ``[first, stop)`` of the base's, or so many that follow here."""
 
     def to_json(self) -> builtins.bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({one: getattr(self, one) for one in self.__slots__}).encode()
 
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> PatchHead:

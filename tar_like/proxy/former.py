@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
 from tar_like.index.leaf import Leaf
 from tar_like.proxy.ledger import LeafRow
-from tar_like.proxy.rows import PATH, UNKNOWN, Row, Rows
+from tar_like.proxy.rows import ID, PATH, UNKNOWN, Row, Rows
 from tar_like.proxy.sights import GID, MODE, MTIME, SIZE, UID, WIDTHS, Sight
+from tar_like.source.stretch import TYPES, pack_told
 
 _TOLD = (MODE, SIZE, MTIME, UID, GID)
 """The columns of a sight in the order of those of a leaf."""
@@ -29,6 +30,57 @@ Number = NewType("Number", int)
 """That a row is likely to have."""
 Was = Row | Number | None
 """What a name was; None for a new one."""
+
+
+def leaf_of(row: LeafRow, rows: Rows, sight: Sight | None) -> tuple[Leaf, Sequence[int]]:
+    """A leaf of the ledger, and the numbers that its rows are likely to have.
+
+    ``sight`` says of its names what the ledger says. Raises sqlite3.Error.
+    """
+    seen = _leaf_seen(row, sight) if sight is not None and row.directory else None
+    if seen is not None:
+        return seen
+    cut = len(row.directory) + 1 if row.directory else 0
+    found = list(rows.names(row.directory, row.first, row.names))
+    names, targets, columns = list[bytes](), dict[int, bytes](), list[tuple[int, ...]]()
+    for _, path, kind, size, mode, mtime, uid, gid, target in (one[: PATH + 8] for one in found):
+        if target:
+            targets[len(names)] = target
+        names.append(path[cut:])
+        columns.append((TYPES[kind] | mode, size, mtime, uid, gid))
+    told = pack_told(*zip(*columns, strict=True)) if columns else b""
+    return Leaf(row.directory, names, told, targets, {}, {}), [one[ID] for one in found]
+
+
+def _leaf_seen(row: LeafRow, sight: Sight) -> tuple[Leaf, Sequence[int]] | None:
+    """The same out of a sight; None where that has it not, or says too little."""
+    names = sight.listed
+    count = row.names
+    if count != len(names):
+        first = bisect_left(names, row.first)
+        names = names[first : first + count]
+    else:
+        first = 0
+    if len(names) != count or names[0] != row.first:
+        return None
+    stop = first + count
+    modes, sizes, mtimes, uids, gids = (
+        sight.columns[one][WIDTHS[one] * first : WIDTHS[one] * stop] for one in _TOLD
+    )
+    if max(modes[1::4]) >= _SYMLINK:
+        return None
+    told = b"".join((modes, sizes, mtimes, uids, gids))
+    numbers: Sequence[int] = range(sight.row + 1 + first, sight.row + 1 + stop)
+    if sight.folders and sight.folders[0] < stop - 1:
+        numbers = [_number_in(sight, position) for position in range(first, stop)]
+    return Leaf(row.directory, names, told, {}, {}, {}), numbers
+
+
+def _number_in(sight: Sight, position: int) -> Number:
+    folders = sight.folders
+    if folders and folders[0] < position:
+        return Number(UNKNOWN)  # what is below that one lies between
+    return Number(sight.row + 1 + position)
 
 
 class Former:
@@ -108,10 +160,7 @@ class Former:
 
     def _number(self, position: Position) -> Number:
         assert self._sight is not None
-        folders = self._sight.folders
-        if folders and folders[0] < position:
-            return Number(UNKNOWN)  # what is below that one lies between
-        return Number(self._sight.row + 1 + position)
+        return _number_in(self._sight, position)
 
 
 def _lanes(one: bytes, other: bytes, bits: int) -> Iterator[int]:

@@ -42,7 +42,8 @@ LEAF = """CREATE TABLE leaf (
 )"""
 LEAVES = "leaves.db"
 """Has that table, beside the index of a transfer."""
-OF_LEDGER = ("landed", "linked", "newest", "plan", "snapshot", "unsynced", "offsets")
+TIMES = ("newest", "changed")
+OF_LEDGER = ("landed", "linked", *TIMES, "plan", "snapshot", "unsynced", "offsets")
 """What a ledger says of itself that an index does not."""
 UNSYNCED, OFFSETS, LINKED = "unsynced", "offsets", "linked"
 """In its meta: who wrote it unsynced, that its offsets are stale, whether it has hard links."""
@@ -168,6 +169,8 @@ class Ledger:
         """The id of the plan that it was made by."""
         self.newest: int | None = None
         """The last mtime of its entries, in ns."""
+        self.changed: int | None = None
+        """The last ctime that was seen of them at the source, in ns."""
         if not os.path.exists(path):
             return
         try:
@@ -175,7 +178,7 @@ class Ledger:
             meta = dict(db.execute("SELECT key, value FROM meta"))
             db.execute("SELECT 1 FROM landed LIMIT 1").fetchone()
             writer = bytes.fromhex(meta.get(UNSYNCED, ""))
-            newest = int(meta["newest"]) if "newest" in meta else None
+            newest, changed = (int(meta[key]) if key in meta else None for key in TIMES)
         except (sqlite3.Error, ValueError):
             return
         if writer and may_be_lost(writer, machine()):
@@ -184,7 +187,7 @@ class Ledger:
         self.algorithm = meta.get("landed", "")
         self.index_id = meta.get("id", "")
         self.plan = meta.get("plan", "")
-        self.newest = newest
+        self.newest, self.changed = newest, changed
         self.snapshot = meta.get("snapshot", "")
 
     def with_paths(self, wanted: Iterable[bytes]) -> Iterator[Row]:

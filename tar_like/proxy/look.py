@@ -128,7 +128,8 @@ def begin(destination: Destination) -> Look:
     ledger.close()
     if ledger.snapshot:
         return Look(token=token, index="")
-    return Look(token=token, index=ledger.index_id, newest=ledger.newest)
+    times = {"newest": ledger.newest, "changed": ledger.changed}
+    return Look(token=token, index=ledger.index_id, **times)
 
 
 def is_current(destination: Destination, seen: Seen, but: str = "") -> bool:

@@ -20,7 +20,7 @@ from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import connect, rewriting
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.durable import machine
-from tar_like.proxy.ledger import LINKED, UNSYNCED, add_indexes, version_of, whole_ledger
+from tar_like.proxy.ledger import LINKED, TIMES, UNSYNCED, add_indexes, version_of, whole_ledger
 from tar_like.proxy.patch import Patch, land, patch_of
 from tar_like.proxy.place import Destination, held
 
@@ -150,7 +150,11 @@ class NextLedger:
         db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         if self._patch is None:
             db.execute(_NOTE_LINKS, (LINKED,))
-            db.execute("INSERT OR REPLACE INTO meta SELECT 'newest', max(mtime) FROM entry")
+            times = db.execute("SELECT max(mtime), max(ctime) FROM entry").fetchone()
+            known = (
+                (key, time) for key, time in zip(TIMES, times, strict=True) if time is not None
+            )
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", known)
 
     def _forget_chunks(self, ledger: sqlite3.Connection) -> None:
         """Keep the lists of chunks of files that are in place."""

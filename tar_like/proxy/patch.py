@@ -109,9 +109,13 @@ FROM main.at a JOIN idx.entry e ON e.id = a.entry_id
 LEFT JOIN source.landed l ON l.entry_id = e.id WHERE NOT a.same
 """
 
+_CHANGED = """
+INSERT INTO main.meta SELECT 'changed', max(ctime) FROM main.entry HAVING max(ctime) IS NOT NULL
+"""
 _NEWEST = """
-UPDATE main.meta SET value = max(CAST(value AS INTEGER), (SELECT max(mtime) FROM idx.entry))
-WHERE key = 'newest'
+UPDATE main.meta SET value = max(CAST(value AS INTEGER),
+  (SELECT CASE key WHEN 'newest' THEN max(mtime) ELSE max(ctime) END FROM idx.entry))
+WHERE key IN ('newest', 'changed')
 """
 """Not less than it was: nobody knows whether what was the newest is there still."""
 
@@ -253,6 +257,8 @@ class Patch:
             OFFSETS: "stale",
         }
         db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
+        if db.execute("SELECT 1 FROM main.meta WHERE key = 'changed'").fetchone() is None:
+            db.execute(_CHANGED)  # an earlier version has not written it
         db.execute(_NEWEST)
 
 

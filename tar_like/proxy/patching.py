@@ -16,7 +16,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import BinaryIO
 
 from blake3 import blake3
@@ -32,8 +32,8 @@ from tar_like.index.validation import check_made, check_segments
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
 from tar_like.proxy.folding import folding
-from tar_like.proxy.former import Former
-from tar_like.proxy.given import Given, GivenLeaf, read_leaf
+from tar_like.proxy.former import Former, leaf_of
+from tar_like.proxy.given import Given, GivenLeaf, Revision, read_leaf
 from tar_like.proxy.ledger import LINKED, LeafRow, Ledger
 from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
@@ -62,12 +62,6 @@ def _with_parents(directories: set[bytes]) -> set[bytes]:
             found.add(path)
             path = path.rpartition(b"/")[0]
     return found
-
-
-def _check_room(names: int) -> None:
-    """Raises Conflict where a patch has more names than there is room for."""
-    if names < 0:
-        raise Conflict(f"So much has changed: {WHOLE}.")
 
 
 def _no_skipped(_: Skipped) -> None:
@@ -191,9 +185,9 @@ _VALUES, _CTIME, _INO = slice(2, 9), 9, 10
 
 
 _WAITING = 1000
-_Waiting = tuple[bytes, int, GivenLeaf | None, int]
-"""A name whose row is to be read: its path, the number that the row is likely to have, and where it
-is given."""
+_Waiting = tuple[bytes, int, Given | None]
+"""A name whose row is to be read: its path, the number that the row is likely to have, and what is
+given of it."""
 
 
 class _Patching:
@@ -212,6 +206,7 @@ class _Patching:
         self._head = head
         self._tree = tree
         self._folder = folder
+        self._room = MOST_PATCHED
         self._wanted: dict[bytes, Given] = {}
         """What is new or changed, and the directories that lead there, by path."""
         self._gone: dict[bytes, tuple[int, str]] = {}
@@ -220,22 +215,28 @@ class _Patching:
         """What is no directory any more."""
         self._given: dict[int, GivenLeaf] = {}
         """Leaves that the ledger lacks, by their numbers in the tree."""
+        self._revised: set[int] = set()
+        """Those of them that were made of the ledger's."""
+        self._waiting: list[_Waiting] = []
         self._runs: list[tuple[int, int, int]] = []
         """The others: a number in the tree, that in the ledger, and how many follow each other."""
 
     def write(self, file: BinaryIO) -> None:
         """Raises Conflict, IndexInvalid, OSError."""
-        dropped, tree = self._compose(file)
-        if tree != self._tree:
-            raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
-        known = _with_parents({leaf.directory for leaf in dropped})  # not of what is only given
+        gaps, revisions = self._read(file)
+        dropped = self._dropped(gaps)
+        leaves = dropped.values()
+        known = _with_parents({leaf.directory for leaf in leaves})  # not of what is only given
         known.update(one.row.directory for one in self._given.values())
         self._sights = self._recall(known)
+        self._revise(revisions, dropped)
+        if self._identity() != self._tree:
+            raise Conflict(f"The patch does not lead to the tree: {WHOLE}.")
         seen = [(path, sight.row) for path, sight in self._sights.items()]
         self._folders = dict(zip(self._sights, self._base.rows.near(seen), strict=True))
         self._lead_to(b"/")
         self._check_order()
-        self._compare(dropped)
+        self._compare(leaves)
         if b"" in self._gone:
             raise IndexInvalid("The patch has no root.")
         self._check_leaves()
@@ -245,18 +246,24 @@ class _Patching:
             self._lead_to(path, gone=True)
         self._write()
 
-    def _compose(self, file: BinaryIO) -> tuple[list[LeafRow], str]:
-        """The leaves of the ledger that the tree lacks, and the tree's id. The others are kept."""
-        identity, gaps = Identity(NO_HASH), list[tuple[int, int]]()
-        room, last, number = MOST_PATCHED, 0, 0
+    def _read(self, file: BinaryIO) -> tuple[list[tuple[int, int]], dict[int, Revision]]:
+        """The leaves of the ledger, by ranges, that the tree lacks, and leaves made of them.
+
+        The other ones that are given, and the ledger's that stay, are kept.
+        """
+        gaps, revisions = list[tuple[int, int]](), dict[int, Revision]()
+        last = number = 0
         for item in [*self._head.order, (1 << 62, 1 << 62)]:
             if isinstance(item, int):
                 for _ in range(item):
                     one = read_leaf(file)
-                    room -= one.row.names + sum(map(len, one.segments.values()))
-                    _check_room(room)
-                    self._given[number] = one
-                    identity.add_leaf(*one.row)
+                    if isinstance(one, Revision):
+                        revisions[number] = one
+                        self._spend(len(one.positions))
+                    else:
+                        self._given[number] = one
+                        self._spend(one.row.names)
+                    self._spend(sum(map(len, one.segments.values())))
                     number += 1
                 continue
             first, stop = item
@@ -265,15 +272,53 @@ class _Patching:
             if first < stop:
                 if first < last:
                     raise IndexInvalid(_NO_LEAVES)
-                self._take_run(first, stop, identity)
                 self._runs.append((number, first, stop - first))
                 number, last = number + stop - first, stop
-        dropped = []
-        for leaf in self._base.leaves_between(gaps):
-            room -= leaf.names
-            _check_room(room)
-            dropped.append(leaf)
-        return dropped, identity.id()
+        return gaps, revisions
+
+    def _spend(self, names: int) -> None:
+        """Raises Conflict where a patch has more names than there is room for."""
+        self._room -= names
+        if self._room < 0:
+            raise Conflict(f"So much has changed: {WHOLE}.")
+
+    def _dropped(self, gaps: list[tuple[int, int]]) -> dict[int, LeafRow]:
+        """The leaves of the ledger that the tree lacks, by their numbers."""
+        numbers = chain.from_iterable(range(*gap) for gap in gaps)
+        dropped = {}
+        for number, leaf in zip(numbers, self._base.leaves_between(gaps), strict=False):
+            self._spend(leaf.names)
+            dropped[number] = leaf
+        return dropped
+
+    def _revise(self, revisions: dict[int, Revision], dropped: dict[int, LeafRow]) -> None:
+        """Take up the leaves that are made of others: those are done with then."""
+        for number, revision in revisions.items():
+            row = dropped.pop(revision.base, None)
+            if row is None:
+                raise IndexInvalid(_NO_LEAVES)
+            was, numbers = leaf_of(row, self._base.rows, self._sights.get(row.directory))
+            leaf = revision.of(was)
+            self._given[number] = GivenLeaf(leaf, row._replace(digest=leaf.digest()), b"", {})
+            self._revised.add(number)
+            prefix = leaf.directory + b"/" if leaf.directory else b""
+            self._waiting += [
+                (prefix + leaf.names[position], numbers[position], given)
+                for position, given in revision.given()
+            ]
+
+    def _identity(self) -> str:
+        """The id of the tree."""
+        identity, number = Identity(NO_HASH), 0
+        for item in self._head.order:
+            if isinstance(item, int):
+                for one in range(number, number + item):
+                    identity.add_leaf(*self._given[one].row)
+                number += item
+            else:
+                self._take_run(*item, identity)
+                number += item[1] - item[0]
+        return identity.id()
 
     def _take_run(self, first: int, stop: int, identity: Identity) -> None:
         """Leaves that the ledger and the tree have. Raises IndexInvalid."""
@@ -319,15 +364,14 @@ class _Patching:
         name: bytes = row[PATH].rpartition(b"/")[2]
         return name
 
-    def _compare(self, dropped: list[LeafRow]) -> None:
+    def _compare(self, dropped: Iterable[LeafRow]) -> None:
         """The names of leaves that differ, against each other. The hot path."""
-        old: dict[bytes, list[LeafRow]] = {}
+        old, new = dict[bytes, list[LeafRow]](), dict[bytes, list[GivenLeaf]]()
         for leaf in dropped:
             old.setdefault(leaf.directory, []).append(leaf)
-        new: dict[bytes, list[GivenLeaf]] = {}
-        for one in self._given.values():
+        for one in self._whole():
             new.setdefault(one.row.directory, []).append(one)
-        rows, waiting = self._base.rows, list[_Waiting]()
+        rows, waiting = self._base.rows, self._waiting
         for directory in [*new, *(old.keys() - new.keys())]:
             sight = self._sights.get(directory)
             before = Former(rows, directory, old.get(directory, ()), sight)
@@ -335,25 +379,30 @@ class _Patching:
             for one in new.get(directory, ()):
                 names = one.leaf.names
                 for position, was in before.differing(one.leaf):
+                    given = one.at(position)
                     if isinstance(was, int):
-                        waiting.append((prefix + names[position], was, one, position))
+                        waiting.append((prefix + names[position], was, given))
                     else:
-                        self._take(prefix + names[position], one.at(position), was)
+                        self._take(prefix + names[position], given, was)
             for path, was in before.left():
                 if isinstance(was, int):
-                    waiting.append((path, was, None, 0))
+                    waiting.append((path, was, None))
                 else:
                     self._lose(was)
             if len(waiting) >= _WAITING:
                 self._look_up(waiting)
         self._look_up(waiting)
 
+    def _whole(self) -> Iterator[GivenLeaf]:
+        """The leaves that are given as a whole."""
+        return (one for number, one in self._given.items() if number not in self._revised)
+
     def _look_up(self, waiting: list[_Waiting]) -> None:
         """Take up names whose rows are still to be read."""
-        found = self._base.rows.near((path, number) for path, number, _, _ in waiting)
-        for (path, _, one, position), row in zip(waiting, found, strict=True):
-            if one is not None:
-                self._take(path, one.at(position), row)
+        found = self._base.rows.near((path, number) for path, number, _ in waiting)
+        for (path, _, given), row in zip(waiting, found, strict=True):
+            if given is not None:
+                self._take(path, given, row)
             elif row is not None:
                 self._lose(row)
         waiting.clear()

@@ -28,6 +28,7 @@ BITS = 0o7777
 _TOLD, _KEPT = "IqqII", "qqqI"
 """Of the packed columns, the types of struct."""
 _ONE_LINK = struct.pack("<I", 1)
+_U32 = struct.Struct("<I")
 
 T = TypeVar("T")
 Column = Iterable[int]
@@ -67,6 +68,14 @@ class Stretch(NamedTuple):
             for name, mode in zip(self.names, modes, strict=True)
             if mode & FORMAT == stat.S_IFDIR
         ]
+
+    def folders_at(self, positions: Iterable[int]) -> Iterator[bytes]:
+        """The paths of those of these names that are directories'."""
+        prefix = self.directory + b"/" if self.directory else b""
+        for at in positions:
+            (mode,) = _U32.unpack_from(self.told, 4 * at)
+            if mode & FORMAT == stat.S_IFDIR:
+                yield prefix + self.names[at]
 
     @property
     def mtimes(self) -> bytes:

@@ -50,7 +50,7 @@ from tar_like.rules import Rules
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
 from tar_like.source.stretch import pack_told
-from tar_like.upload.patch import _given, _packed, compare
+from tar_like.upload.patch import _packed, compare, given_by
 from tar_like.wire import SEGMENT, Look, PatchHead
 from tests import trees
 from tests.e2e.test_edits import EDITS, Edited
@@ -273,7 +273,7 @@ def honest(source: Path, target: Target, spool: Path) -> tuple[str, bytes, Seen]
         order = compare(base, bytes(rows.leaves))
         head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
         parts = [LENGTH.pack(len(head)), head]
-        for number in _given(order):
+        for number, _ in given_by(order, len(base) // LEAF_NAME):
             parts += _packed(rows.stretch(number)[0])
         return tree, b"".join(parts), seen
     finally:
