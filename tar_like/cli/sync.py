@@ -197,7 +197,9 @@ def _sync(
                 rows.finish(index_path, AT_ONCE)
             else:
                 patching = Patching(client, upload.rules, begun)
-                rows.finish(index_path, begun.newest, lambda: patching.base)
+                rows.finish(
+                    index_path, begun.newest, lambda: patching.base, lambda: patching.gather(rows)
+                )
                 code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:
                     return code

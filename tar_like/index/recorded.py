@@ -74,7 +74,7 @@ class Recorded:
         self._order = FoundInOrder()
         self._last: tuple[int, list[Closed]] = (-1, [])
         self.leaves = bytearray()
-        """The digests of the leaves, 32 bytes each, in the order of the id; once it is finished.
+        """The digests of the leaves, 32 bytes each, in the order of the id; those that are done.
 
         None where the other side had no index.
         """
@@ -82,20 +82,26 @@ class Recorded:
         """What was found, with the id of the index without hashes; once it is finished."""
 
     def finish(
-        self, path: str, newest: int | None, base: Callable[[], bytes] = lambda: b""
+        self,
+        path: str,
+        newest: int | None,
+        base: Callable[[], bytes] = lambda: b"",
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> BuildSummary:
         """Wait until it is scanned. Raises TarLikeError.
 
         ``path`` is where the index goes, should it be wanted. ``newest`` is the last mtime (ns) of
         the index that the other side has; None where that is not known, AT_ONCE where it has none.
         ``base`` gives its leaves by the starts of their digests, LEAF_NAME bytes each: an index is
-        only begun where many others are found. Nothing where they are not known.
+        only begun where many others are found. Nothing where they are not known. ``meanwhile`` is
+        called whenever there is more of it.
         """
         self._path, self._base = path, base
         last = b""
         for data in self._packed:
             if last:
                 self._take(last, newest)
+                meanwhile()
             last = data
         self.summary = BuildSummary(*marshal.loads(last))
         return self.summary
@@ -136,6 +142,7 @@ class Recorded:
     def _kept(self, chunk: int) -> tuple[bytes, int]:
         self._spool.seek(self._chunks[chunk])
         data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
+        self._spool.seek(0, os.SEEK_END)
         return data, _HEAD.unpack_from(data)[1]
 
     @property
@@ -150,7 +157,7 @@ class Recorded:
         return not (self._linked or left_out or self._wanted != Wanted())
 
     def stretch(self, leaf: int) -> tuple[Stretch, Firsts]:
-        """What a leaf (by its number) is the digest of; once it is finished."""
+        """What a leaf (by its number) is the digest of."""
         chunk, place = divmod(self._places[leaf], 1 << _MANY)
         if self._last[0] != chunk:  # mostly they are asked for in order
             self._last = chunk, _loaded(*self._kept(chunk))
@@ -169,7 +176,6 @@ class Recorded:
         self._numbering = Numbering()
         for chunk in range(len(self._chunks)):
             self._insert(db, *self._kept(chunk))
-        self._spool.seek(0, os.SEEK_END)
         return db
 
     def _insert(self, db: sqlite3.Connection, data: bytes, cut: int) -> None:

@@ -12,25 +12,26 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 from tar_like.errors import Conflict, TarLikeError
 from tar_like.index import Recorded
 from tar_like.index.leaf import Leaf
 from tar_like.index.recorded import LEAF, LEAF_NAME, PART
 from tar_like.rules import PATCHED, Rules
-from tar_like.source.stretch import Stretch, newest_of
+from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
 from tar_like.upload.told import Telling
 from tar_like.wire import MOST_PATCHED, REVISED, SEGMENT, Look, PatchHead, Status
 
+LATE = 16
+"""Where all but one of so many leaves are done it is late in the scan."""
 FEW = 1000
 """Names that a patch may have of any tree."""
 _LENGTH = struct.Struct("<I")
 _NO_LENGTH = _LENGTH.pack(0)
 _POSITION = struct.Struct("<H")
 Order = list[tuple[int, int] | int]
-Giving = tuple[Stretch, int | None]
-"""What is given, and the number of the receiver's leaf that it may have been."""
 
 
 class Patching:
@@ -44,6 +45,12 @@ class Patching:
         self.digests: dict[bytes, bytes] = {}
         """Of files that are newer than all that the receiver has, by path, if they are few: once
         the patch was offered."""
+        self._known: set[bytes] = set()
+        self._passed = 0
+        """Leaves that were gathered, or are known."""
+        self._gathered: dict[int, Candidate] = {}
+        """Leaves that the receiver is likely to lack."""
+        self._room = MOST_PATCHED
 
     @cached_property
     def base(self) -> bytes:
@@ -58,6 +65,32 @@ class Patching:
         except TarLikeError:
             return b""
 
+    def gather(self, rows: Recorded) -> None:
+        """Look at what will be offered, as far as it was scanned, where that is almost all.
+
+        Then the receiver's look is over, and a processor free.
+        """
+        if "base" not in self.__dict__:
+            return  # nothing has changed, as far as is known
+        done, base = len(rows.leaves) // LEAF, self.base
+        if done * LATE < len(base) // LEAF_NAME * (LATE - 1):
+            return
+        if not self._known:
+            self._known = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
+        for number in range(self._passed, done):
+            if bytes(rows.leaves[LEAF * number : LEAF * number + LEAF_NAME]) not in self._known:
+                self._room -= len(self._candidate(rows, number).stretch.names)
+                if self._room < 0:
+                    return
+        self._passed = done
+
+    def _candidate(self, rows: Recorded, number: int) -> Candidate:
+        found = self._gathered.get(number)
+        if found is None:
+            stretch, _ = rows.stretch(number)
+            found = self._gathered[number] = Candidate.of(stretch, self._look)
+        return found
+
     def offer(self, rows: Recorded, path: str) -> Status | None:
         """Have a transfer of what differs; its index goes to ``path``.
 
@@ -69,16 +102,15 @@ class Patching:
         room = min(max(FEW, rows.summary.entries // PART), MOST_PATCHED)
         given = list[Giving]()
         for number, base in given_by(order, len(self.base) // LEAF_NAME):
-            stretch, _ = rows.stretch(number)
-            room -= len(stretch.names)
+            one = self._candidate(rows, number)
+            room -= len(one.stretch.names)
             if room < 0:
                 return None
-            given.append((stretch, base))
-        revised = revisions(self._look, given)
-        for revising in (True, False) if any(revised) else (False,):
+            given.append((one, base))
+        revised = revisions(given)
+        for those in (revised, set[int]()) if revised else (revised,):
             try:
-                parts = _parts(given, revised if revising else [[]] * len(given))
-                return self._offer(rows, path, order, given, parts)
+                return self._offer(rows, path, order, given, those)
             except Conflict:
                 continue  # maybe a leaf is not what it was taken for
             except TarLikeError:
@@ -86,63 +118,75 @@ class Patching:
         return None
 
     def _offer(
-        self, rows: Recorded, path: str, order: Order, given: list[Giving], parts: Iterable[bytes]
+        self, rows: Recorded, path: str, order: Order, given: list[Giving], revised: set[int]
     ) -> Status:
         """Raises TarLikeError."""
         head = PatchHead(
             base=self._look.index, look=self._look.token, source=rows.url, order=tuple(order)
         )
-        newest = self._look.newest
-        newer = [one for one, _ in given if newest is not None and newest_of([one]) > newest]
+        newer = [one.stretch for one, _ in given if one.newer]
         with tempfile.NamedTemporaryFile() as file:
             text = head.to_json()
             file.write(_LENGTH.pack(len(text)) + text)
-            file.writelines(parts)
+            file.writelines(_parts(given, revised))
             file.flush()
-            with Telling(rows.url, newer, newest or 0) as telling:
+            with Telling(rows.url, newer, self._look.newest or 0) as telling:
                 status = self._client.patch(rows.summary.id, file.name, telling.begin)
                 self._client.fetch(status.id, "db", path)
         self.digests = telling.digests
         return status
 
 
-def revisions(look: Look, given: list[Giving]) -> list[list[int]]:
-    """The positions in each stretch that alone need be given; none where it is to be as a whole.
+class Candidate(NamedTuple):
+    """A stretch of which the receiver is likely to lack the leaf."""
 
-    It is a guess that the others are as they were: a name that was changed has a later ctime than
+    stretch: Stretch
+    changed: list[int]
+    """Positions of names with times that are not before those that were seen for the receiver's
+    tree; none where these are not known."""
+    newer: bool
+    """A name is newer than all of that tree."""
+
+    @classmethod
+    def of(cls, stretch: Stretch, look: Look) -> Candidate:
+        """See there."""
+        if look.newest is None:
+            return cls(stretch, [], newer=False)
+        count = len(stretch.names)
+        ctimes = struct.unpack_from(f"<{count}q", stretch.kept)
+        mtimes = struct.unpack_from(f"<{count}q", stretch.told, 12 * count)
+        changed = list[int]()
+        if look.changed is not None:
+            changed = [at for at, one in enumerate(ctimes) if one >= look.changed]
+        if (newest := max(mtimes)) >= look.newest and look.changed is not None:
+            late = {at for at, one in enumerate(mtimes) if one >= look.newest}
+            changed = changed if late.issubset(changed) else sorted(late.union(changed))
+        return cls(stretch, changed, newest > look.newest)
+
+
+Giving = tuple[Candidate, int | None]
+"""What is given, and the number of the receiver's leaf that it may have been."""
+
+
+def revisions(given: list[Giving]) -> set[int]:
+    """By position: of which it is enough to give what was changed.
+
+    It is a guess that the other names are as they were: one that was changed has a later ctime than
     all that was seen then, and a directory whose names are others was changed itself. Were it
     wrong, the leaves would not lead to the tree.
     """
-    if look.changed is None or look.newest is None:
-        return [[]] * len(given)
-    changed = [_changed(stretch, look.newest, look.changed) for stretch, _ in given]
     folders = set[bytes]()
-    for (stretch, _), positions in zip(given, changed, strict=True):
+    for (stretch, changed, _), _ in given:
         if stretch.files < len(stretch.names):
-            folders.update(stretch.folders_at(positions))
-    return [
-        positions if base is not None and _are_few(positions, stretch, folders) else []
-        for (stretch, base), positions in zip(given, changed, strict=True)
-    ]
-
-
-def _changed(stretch: Stretch, newest: int, changed: int) -> list[int]:
-    """The positions of names with times that are not before these."""
-    count = len(stretch.names)
-    ctimes = struct.unpack_from(f"<{count}q", stretch.kept)
-    mtimes = struct.unpack_from(f"<{count}q", stretch.told, 12 * count)
-    if max(ctimes) < changed and max(mtimes) < newest:
-        return []
-    times = zip(ctimes, mtimes, strict=True)
-    return [at for at, (one, other) in enumerate(times) if one >= changed or other >= newest]
-
-
-def _are_few(positions: list[int], stretch: Stretch, folders: set[bytes]) -> bool:
-    return (
-        2 * len(positions) <= len(stretch.names)
+            folders.update(stretch.folders_at(changed))
+    return {
+        at
+        for at, ((stretch, changed, _), base) in enumerate(given)
+        if base is not None
+        and 0 < 2 * len(changed) <= len(stretch.names)
         and stretch.directory not in folders
-        and stretch.targets.keys().isdisjoint(positions)
-    )
+        and stretch.targets.keys().isdisjoint(changed)
+    }
 
 
 def given_by(order: Order, leaves: int) -> Iterator[tuple[int, int | None]]:
@@ -163,11 +207,11 @@ def given_by(order: Order, leaves: int) -> Iterator[tuple[int, int | None]]:
         last, waiting = stop, 0
 
 
-def _parts(given: list[Giving], revised: list[list[int]]) -> Iterator[bytes]:
-    """The stretches as a patch has them."""
-    for (stretch, base), positions in zip(given, revised, strict=True):
-        if base is not None and positions:
-            yield from _revision(stretch, base, positions)
+def _parts(given: list[Giving], revised: set[int]) -> Iterator[bytes]:
+    """The stretches as a patch has them; of those ``revised`` only what was changed."""
+    for at, ((stretch, changed, _), base) in enumerate(given):
+        if base is not None and at in revised:
+            yield from _revision(stretch, base, changed)
         else:
             yield from _packed(stretch)
 
