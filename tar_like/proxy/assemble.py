@@ -42,8 +42,9 @@ Ranges = list[tuple[int, int]]
 class Task(NamedTuple):
     """A lacking file, and where its content may be."""
 
-    entry_id: int
-    size: int
+    entry: Entry
+    digest: bytes
+    """Of its content; empty where that is not known."""
     at_size: int
     """Size of the file that lies at its path now; -1 for none."""
     basis: Row | None
@@ -52,6 +53,11 @@ class Task(NamedTuple):
     """That file, as it was read for this transfer."""
     sources: tuple[Row, ...]
     """Files that have the same digest, or had it."""
+
+    @property
+    def size(self) -> int:
+        """Of the file."""
+        return self.entry.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +98,10 @@ class Assembler:
 
         What cannot be had beforehand is left for later.
         """
-        question = self._asked(task.entry_id)
+        entry = task.entry
+        question = self._asked(entry)
         if self._questions is None or question is None:
             return
-        entry = self._index.entry(task.entry_id)
         fd = self._open(entry.path)
         if fd is None:
             return
@@ -109,9 +115,11 @@ class Assembler:
         finally:
             os.close(fd)
 
-    def _asked(self, entry_id: int) -> Question | None:
+    def _asked(self, entry: Entry) -> Question | None:
         """What was asked about a file's chunks."""
-        question = self._questions.find(entry_id) if self._questions else None
+        if self._questions is None or entry.size < chunks.SMALLEST_FILE:
+            return None
+        question = self._questions.find(entry.id)
         return question if question is not None and question.average else None
 
     def _is_solid(self, entry: Entry) -> bool:
@@ -132,10 +140,11 @@ class Assembler:
 
     def __call__(self, task: Task) -> Provided | None:
         """What can be had of a file here; None for nothing. Raises OSError, NoSpace."""
-        entry = self._index.entry(task.entry_id)
-        prepared = self._asked(entry.id) is not None and self._take_prepared(entry)
-        answer = self._answers.find(entry.id) if self._answers else None
-        wanted = entry.hash or (answer.digest if answer else b"")
+        entry, wanted = task.entry, task.digest
+        prepared = self._asked(entry) is not None and self._take_prepared(entry)
+        answer = None
+        if self._answers is not None and entry.size >= chunks.SMALLEST_FILE:
+            answer = self._answers.find(entry.id)
         if not wanted:
             return None
         if task.at_size == entry.size:
@@ -237,7 +246,7 @@ class Assembler:
         self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes, *, prepared: bool
     ) -> Provided | None:
         """Stage what a new version shares with the file at its path."""
-        question = self._asked(entry.id)
+        question = self._asked(entry)
         if self._questions is None or question is None:
             return None
         old = self._open(entry.path)

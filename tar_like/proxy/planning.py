@@ -281,7 +281,9 @@ class Planning:
             if not self._publish_questions(folder, rows, known):
                 return False
         with Assemblers(self._jobs, self._destination, self._path) as pool:
-            pool.prepare(self._tasks(wish, known=False))
+            found = survey.Survey(self._file("survey.db"))
+            with contextlib.closing(found):
+                pool.prepare(self._tasks(wish, found, known=False))
             self._read_strays(folder, pool)
         return True
 
@@ -322,7 +324,7 @@ class Planning:
             sorter = Sorter(db)
             with Assemblers(self._jobs, self._destination, self._path) as pool:
                 self._read_strays(folder, pool)
-                for provided in pool.assemble(self._tasks(wish, known=True)):
+                for provided in pool.assemble(self._tasks(wish, found, known=True)):
                     sorter.take(provided)
             if sorter.staged:
                 self._sync()
@@ -357,11 +359,9 @@ class Planning:
         self._survey(folder, wish)
         self._plan(folder, wish)
 
-    def _tasks(self, wish: Wish, *, known: bool) -> Iterator[Task]:
+    def _tasks(self, wish: Wish, found: survey.Survey, *, known: bool) -> Iterator[Task]:
         """Lacking files whose content may be here; ``known``: also those to be looked up."""
         with contextlib.ExitStack() as opened:
-            found = survey.Survey(self._file("survey.db"))
-            opened.callback(found.close)
             digest_of = opened.enter_context(self._digests())
             read = Strays(self._file(strays.NAME))
             opened.callback(read.close)
@@ -375,7 +375,7 @@ class Planning:
                 same = sources.of(content) if known else ()
                 if (at_size >= 0 and (content or not known)) or same:
                     basis = by_path.get(entry.path)
-                    yield Task(entry.id, entry.size, at_size, basis, read.at(entry.id), same)
+                    yield Task(entry, content, at_size, basis, read.at(entry.id), same)
 
     def _bases(self, wish: Wish) -> dict[bytes, Row]:
         """What the ledger knows of the older versions of files whose chunks are asked for."""

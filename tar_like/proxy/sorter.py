@@ -13,6 +13,8 @@ from tar_like.plan.segments import Segments
 from tar_like.proxy import survey
 from tar_like.proxy.assemble import Provided
 
+_SEND = "INSERT OR IGNORE INTO sent VALUES (?, ?)"
+
 
 class Sorter:
     """Sorts the lacking files of one transfer."""
@@ -67,7 +69,8 @@ class Sorter:
         """The first entry with this digest that is sent: this one, if there was none."""
         if not known:
             return entry_id
-        self._db.execute("INSERT OR IGNORE INTO sent VALUES (?, ?)", (known, entry_id))
+        if self._db.execute(_SEND, (known, entry_id)).rowcount == 1:
+            return entry_id
         row = self._db.execute("SELECT entry_id FROM sent WHERE digest = ?", (known,)).fetchone()
         return int(row[0])
 

@@ -66,6 +66,8 @@ AND NOT EXISTS (SELECT 1 FROM landed l WHERE l.entry_id = e.id)
 AND NOT EXISTS (SELECT 1 FROM passed p WHERE p.entry_id = e.id)
 """
 """The look that a patch goes by saw what lies there: just what the ledger says."""
+_FEW = 5000
+"""Lacking files that are kept in memory."""
 _LACKING = """
 SELECT id,path,kind,e.size,offset,mode,e.mtime,uid,gid,target,link,e.hash,ctime,ino,token,at_size
 FROM lacking l CROSS JOIN idx.entry e ON e.id = l.entry_id ORDER BY l.entry_id
@@ -300,18 +302,29 @@ class Survey:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._few: list[tuple[Entry, int]] | None = None
+        """All that is lacking, where that is little; once it was gone through."""
         self._db = connect(path, "ro")
         self.has_strays = self._db.execute("SELECT 1 FROM stray LIMIT 1").fetchone() is not None
 
     def lacking(self, index: Index) -> Iterator[tuple[Entry, int]]:
         """Entries of the index that it is the survey of, and the sizes of what lies there."""
+        return self._lacking(index) if self._few is None else iter(self._few)
+
+    def _lacking(self, index: Index) -> Iterator[tuple[Entry, int]]:
+        few, new = list[tuple[Entry, int]](), tuple.__new__
         db = connect(self._path, "ro")
         try:
             attach(db, index.path, "idx")
-            for *row, at_size in db.execute(_LACKING):
-                yield Entry._make(row), at_size
+            for row in db.execute(_LACKING):
+                found = new(Entry, row[:-1]), row[-1]
+                if len(few) <= _FEW:
+                    few.append(found)
+                yield found
         finally:
             db.close()
+        if len(few) <= _FEW:
+            self._few = few
 
     def strays(self) -> Iterator[Stray]:
         """Files that may be what is lacking, by path."""
