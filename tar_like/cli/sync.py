@@ -276,13 +276,10 @@ def _as_patch(
     offered = None if options.redis else patching.offer(rows, path)
     if offered is None:
         return None, 0
-    scanned(rows.url, offered.id)
+    scanned(rows.url, offered.status.id)
     say_scanned(tree, output)
     try:
-        digests = patching.digests
-        upload = replace(
-            upload, index_path=path, patch_of=tree.id, offered=offered, digests=digests
-        )
+        upload = replace(upload, index_path=path, patch=offered)
         return _upload(options, upload, tree, output, client), 0
     except PatchGone as gone:
         return None, gone.carried

@@ -14,9 +14,11 @@ from tar_like.source.contract import (
     Reading,
     ReadsAhead,
     Recognizes,
+    Remembers,
     Skipped,
     Source,
     Wanted,
+    WasRead,
 )
 from tar_like.source.registry import open_source
 
@@ -26,8 +28,10 @@ __all__ = [
     "Reading",
     "ReadsAhead",
     "Recognizes",
+    "Remembers",
     "Skipped",
     "Source",
     "Wanted",
+    "WasRead",
     "open_source",
 ]

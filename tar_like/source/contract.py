@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -122,6 +122,23 @@ class Recognizes(Protocol):
 
         Returns whether it does.
         """
+
+
+class WasRead(NamedTuple):
+    """A whole file that was read before, as it was all the while."""
+
+    mtime: int
+    content: memoryview
+    digest: bytes
+    """By digest.DEFAULT."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A source that can be spared reading files twice."""
+
+    def remember(self, files: Mapping[bytes, WasRead]) -> None:
+        """``read`` takes the files of these paths from here, where a piece is of just that file."""
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ import itertools
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, BinaryIO
@@ -32,7 +32,7 @@ from tar_like.layout import DIRECTORY, FILE, SYMLINK, Piece
 from tar_like.reading import read_at
 from tar_like.source.ahead import ahead, ahead_as
 from tar_like.source.batch import Batch, segments_of
-from tar_like.source.contract import Found, Reading, Skipped, Wanted
+from tar_like.source.contract import Found, Reading, Skipped, Wanted, WasRead
 from tar_like.source.stretch import FORMAT, KINDS, STRETCH, Stretch, stretch_of_found
 
 _AS_TEXT = sys.getfilesystemencoding() == "utf-8"
@@ -56,6 +56,7 @@ class FolderSource:
         self._base = os.path.abspath(base)
         self._recognized = False
         self._begun: tuple[Wanted, Iterator[Found | Skipped]] | None = None
+        self._remembered: Mapping[bytes, WasRead] = {}
         try:
             self._walker = Walker(self._base, readable=True)
         except FileNotFoundError:
@@ -122,12 +123,21 @@ class FolderSource:
         except OSError:
             return None
 
+    def remember(self, files: Mapping[bytes, WasRead]) -> None:
+        self._remembered = files
+
     def read(self, pieces: Sequence[Piece], into: memoryview) -> Reading:
         omissions: list[Omission] = []
         dirfd = self._walker.dirfd
+        remembered = self._remembered
         position = 0
         for number, (_, path, start, stop, size, mtime, token, ctime) in enumerate(pieces):
             end = position + stop - start
+            was = remembered.get(path) if remembered else None
+            if was is not None and was.mtime == mtime and len(was.content) == size == stop - start:
+                into[position:end] = was.content
+                position = end
+                continue
             try:
                 parent, _, name = path.rpartition(b"/")
                 fd = os.open(name, _OPEN, dir_fd=dirfd(parent))

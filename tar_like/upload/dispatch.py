@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tar_like.config import S3Settings, Trust
 from tar_like.rules import Rules
+from tar_like.source import WasRead
 from tar_like.upload.client import Client, Pace
 from tar_like.upload.range import BlockOutcome, Taker
 from tar_like.wire import Status
@@ -28,6 +29,16 @@ class Progress(Protocol):
 
     def say(self, text: str) -> None:
         """A sentence for the user."""
+
+
+class Offered(NamedTuple):
+    """A patch that the receiver has taken up."""
+
+    tree: str
+    """The id of the whole tree."""
+    status: Status
+    files: Mapping[bytes, WasRead]
+    """What was read already, by path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +70,8 @@ class UploadOptions:
     """Have the receiver believe no fingerprint: it reads every file that may be kept."""
     look: str = ""
     """The token of the look that the receiver took meanwhile, if any."""
-    patch_of: str = ""
-    """The id of the whole tree, where the index is only of what differs (upload.patch)."""
-    offered: Status | None = None
-    """What the receiver said when the patch was offered."""
-    digests: Mapping[bytes, bytes] = field(default_factory=dict)
-    """What is known of files, by path: digest.DEFAULT of their content."""
+    patch: Offered | None = None
+    """Where the index is only of what differs (upload.patch)."""
     direct: Callable[[], Taker] | None = None
     """Where the receiver is this run's own: makes what takes blocks in, in a process that sends."""
     s3: S3Settings | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tar_like.plan import Plan
-from tar_like.source import open_source
+from tar_like.source import Remembers, open_source
 from tar_like.upload.client import Pace
 from tar_like.upload.dial import Dial
 from tar_like.upload.dispatch import Progress, Sending, UploadOptions
@@ -55,10 +55,13 @@ class LocalDispatcher:
 
     def _sender(self, sending: Sending, number: int, pace: Pace | None) -> RangeSender:
         taker = self._options.direct() if self._options.direct is not None else None
+        source = open_source(self._options.source, self._options.s3)
+        if self._options.patch is not None and isinstance(source, Remembers):
+            source.remember(self._options.patch.files)
         return RangeSender(
             self._options.client(number, pace),
             Plan(sending.plan_path, sending.index_path),
-            open_source(self._options.source, self._options.s3),
+            source,
             compress=self._options.compress if taker is None else "none",
             taker=taker,
         )

@@ -21,8 +21,9 @@ from tar_like.index.recorded import LEAF, LEAF_NAME, PART
 from tar_like.rules import PATCHED, Rules
 from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
+from tar_like.upload.dispatch import Offered
 from tar_like.upload.told import Telling
-from tar_like.wire import MOST_PATCHED, REVISED, SEGMENT, Look, PatchHead, Status
+from tar_like.wire import MOST_PATCHED, REVISED, SEGMENT, Look, PatchHead
 
 LATE = 16
 """Where all but one of so many leaves are done it is late in the scan."""
@@ -42,9 +43,6 @@ class Patching:
         self._client = client
         self._rules = rules
         self._look = look
-        self.digests: dict[bytes, bytes] = {}
-        """Of files that are newer than all that the receiver has, by path, if they are few: once
-        the patch was offered."""
         self._known: set[bytes] = set()
         self._passed = 0
         """Leaves that were gathered, or are known."""
@@ -91,10 +89,11 @@ class Patching:
             found = self._gathered[number] = Candidate.of(stretch, self._look)
         return found
 
-    def offer(self, rows: Recorded, path: str) -> Status | None:
+    def offer(self, rows: Recorded, path: str) -> Offered | None:
         """Have a transfer of what differs; its index goes to ``path``.
 
-        None where the whole index is to be offered. New files are read meanwhile: see ``digests``.
+        None where the whole index is to be offered. Files that are newer than all that the
+        receiver has are read meanwhile, if they are few.
         """
         if not rows.regular or not self.base:
             return None
@@ -119,7 +118,7 @@ class Patching:
 
     def _offer(
         self, rows: Recorded, path: str, order: Order, given: list[Giving], revised: set[int]
-    ) -> Status:
+    ) -> Offered:
         """Raises TarLikeError."""
         head = PatchHead(
             base=self._look.index, look=self._look.token, source=rows.url, order=tuple(order)
@@ -133,8 +132,7 @@ class Patching:
             with Telling(rows.url, newer, self._look.newest or 0) as telling:
                 status = self._client.patch(rows.summary.id, file.name, telling.begin)
                 self._client.fetch(status.id, "db", path)
-        self.digests = telling.digests
-        return status
+        return Offered(rows.summary.id, status, telling.files)
 
 
 class Candidate(NamedTuple):

@@ -109,7 +109,7 @@ class Upload:
         self._resumed = False
         self._looked = False
         self._has_told = False
-        self._offered = options.offered
+        self._offered = options.patch.status if options.patch else None
         self._again = False
         self._sent_before = 0
         """Blocks of plans that were given up."""
@@ -136,7 +136,7 @@ class Upload:
                 gone.carried = self.summary.wire_bytes
                 raise
             except (NotFound, AnswersInvalid) as error:
-                if self._options.patch_of:
+                if self._options.patch:
                     raise PatchGone from None
                 raise Conflict(f"{error} {_BETWEEN}") from None
             finally:
@@ -166,7 +166,7 @@ class Upload:
                 self._rounds(client, status, os.path.join(folder, f"plan.{number}.db"))
             except _PlanAnew as why:
                 self._progress.say(str(why))
-                if self._options.patch_of:
+                if self._options.patch:
                     raise PatchGone from None
                 self._sent_before = self.summary.blocks_sent
             else:
@@ -181,7 +181,7 @@ class Upload:
     def _negotiate(self, client: Client, index: Index, folder: str) -> Status:
         status, self._offered = self._offered or client.status(index.id), None
         if status is None or status.state == COMPLETE:
-            if self._options.patch_of:
+            if self._options.patch:
                 raise PatchGone
             status = client.offer(index.id, index.path)
         else:
@@ -189,7 +189,7 @@ class Upload:
         try:
             status = self._ask_for_plan(client, index)
         except NotFound:  # another run has completed it just now
-            if self._options.patch_of:
+            if self._options.patch:
                 raise PatchGone from None
             client.offer(index.id, index.path)
             status = self._ask_for_plan(client, index)
@@ -225,12 +225,12 @@ class Upload:
 
     def _told(self, index: Index) -> Told | None:
         """What the receiver need not ask."""
-        digests = self._options.digests
-        if not digests or self._has_told:
+        files = self._options.patch.files if self._options.patch else {}
+        if not files or self._has_told:
             return None
         self._has_told = True
         paths = ((entry.id, entry.path) for entry in index.of_kind(FILE))
-        return Told(digests={one: digests[path] for one, path in paths if path in digests})
+        return Told(digests={one: files[path].digest for one, path in paths if path in files})
 
     def _answer(self, client: Client, index: Index, folder: str, count: int) -> None:
         """Say what the receiver wants to know of files that it may have in part."""
@@ -397,7 +397,7 @@ class Upload:
             try:
                 status = client.commit(transfer_id, self._options.rules)
             except TarLikeError as error:
-                if self._options.patch_of and isinstance(error, NotFound):
+                if self._options.patch and isinstance(error, NotFound):
                     raise PatchGone from None
                 self.summary.errors.append(str(error))
                 return True
@@ -431,7 +431,7 @@ class Upload:
 
     def _raise_if_gone(self, client: Client, status: Status) -> None:
         """What went wrong with blocks of a patch may be that there is none any more."""
-        if self._options.patch_of and client.status(status.id) is None:
+        if self._options.patch and client.status(status.id) is None:
             raise PatchGone
 
     def _raise_if_stopped(self) -> None:

@@ -1,9 +1,10 @@
-"""Digests of new files, read while the receiver works at a patch, and told unasked.
+"""New files, read while the receiver works at a patch: their digests are told unasked.
 
-    stretches that the receiver lacks > files that are newer than all it has > their digests
+    stretches that the receiver lacks > files that are newer than all it has > read, their digests
 
 The receiver would ask for some of them: of those that may be the same as what it has. Which these
-are only it knows; but few small files are read in less time than it takes to ask.
+are only it knows; but few small files are read in less time than it takes to ask. Their content is
+kept for the blocks.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from itertools import islice
 from tar_like import digest
 from tar_like.errors import TarLikeError
 from tar_like.layout import Piece
-from tar_like.source import open_source
-from tar_like.source.hashing import hash_files
+from tar_like.source import WasRead, open_source
 from tar_like.source.stretch import FORMAT, Stretch, unpack_told
 from tar_like.wire import MOST_TOLD
 
@@ -34,7 +34,7 @@ class Telling:
         self._url = url
         self._stretches = stretches
         self._newest = newest
-        self.digests: dict[bytes, bytes] = {}
+        self.files: dict[bytes, WasRead] = {}
         """By path: what could be read; of many or large files nothing. Once it has ended."""
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -55,13 +55,11 @@ class Telling:
         files = list(islice(self._files(), MOST_TOLD + 1))
         if not files or len(files) > MOST_TOLD or sum(one.size for one in files) > _MOST_BYTES:
             return
-        try:
+        with contextlib.suppress(TarLikeError, MemoryError):  # who has to read them says what it is
+            content = memoryview(bytearray(sum(one.size for one in files)))
             with closing(open_source(self._url)) as source:
-                for file, hashed in hash_files(source, digest.DEFAULT, files, _itself, jobs=1):
-                    if hashed is not None and hashed.digest:
-                        self.digests[file.path] = hashed.digest
-        except (TarLikeError, OSError, MemoryError):
-            self.digests.clear()  # whoever has to read them says what is wrong
+                _, omissions = source.read(files, content)
+            self.files = dict(_read(files, content, {one.piece for one in omissions}))
 
     def _files(self) -> Iterator[Piece]:
         newest = self._newest
@@ -73,5 +71,12 @@ class Telling:
                     yield Piece(0, prefix + name, 0, size, size, mtime, b"")
 
 
-def _itself(file: Piece) -> Piece:
-    return file
+def _read(
+    files: list[Piece], content: memoryview, left_out: set[int]
+) -> Iterator[tuple[bytes, WasRead]]:
+    start = 0
+    for number, file in enumerate(files):
+        if number not in left_out:
+            own = content[start : start + file.size]
+            yield file.path, WasRead(file.mtime, own, digest.of(digest.DEFAULT, own))
+            start += file.size

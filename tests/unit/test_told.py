@@ -37,7 +37,14 @@ def tell(root: Path, newest: int = 0) -> dict[bytes, bytes]:
     with Telling(str(root), stretches(root), newest) as telling:
         telling.begin()
         telling.begin()  # as when the patch is sent again
-    return telling.digests
+    assert {path: bytes(one.content) for path, one in telling.files.items()} == {
+        path: (root / os.fsdecode(path)).read_bytes() for path in telling.files
+    }
+    return digests(telling)
+
+
+def digests(telling: Telling) -> dict[bytes, bytes]:
+    return {path: one.digest for path, one in telling.files.items()}
 
 
 @pytest.fixture
@@ -73,10 +80,10 @@ def test_what_cannot_be_read_is_left_out(source: Path) -> None:
     (source / "d/b").unlink()
     with Telling(str(source), found, 0) as telling:
         telling.begin()
-    assert telling.digests == {b"old": blake3(b"old").digest()}
+    assert digests(telling) == {b"old": blake3(b"old").digest()}
     with Telling(str(source.with_name("none")), found, 0) as telling:
         telling.begin()
-    assert telling.digests == {}
+    assert digests(telling) == {}
 
 
 def test_without_a_thread_nothing_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +92,7 @@ def test_without_a_thread_nothing_is_told(source: Path, monkeypatch: pytest.Monk
 
     with Telling(str(source), stretches(source), 0) as telling:  # nor where nothing was sent
         pass
-    assert telling.digests == {}
+    assert digests(telling) == {}
     monkeypatch.setattr(threading.Thread, "start", none)
     assert tell(source) == {}
 
