@@ -256,30 +256,31 @@ class Upload:
     def _rounds(self, client: Client, status: Status, plan_path: str) -> None:
         """Send what is missing and commit, until it is complete or cannot go on."""
         first, stop = self._range(status)
-        again = self._options.ignore_done
+        whole = (first, stop) == (0, status.blocks)
+        every = self._options.ignore_done or not status.received
         for _ in range(ROUNDS):
-            missing = self._missing(client, status, first, stop, again=again)
+            missing = self._missing(client, status, first, stop, every=every)
             if missing:
                 if not os.path.exists(plan_path):
                     client.fetch(status.id, "plan", plan_path)
-                if self._resumed and not again:
+                if self._resumed and not every:
                     missing = self._with_doubtful(client, plan_path, missing, first, stop)
                     self._resumed = False
                 self._send(plan_path, missing)
-            again = False
+            every = False
             self._raise_if_stopped()
             if self.summary.errors:
                 self._raise_if_gone(client, status)
                 return
-            if self._elsewhere_missing(client, status):
-                if not self._missing(client, status, first, stop, again=False):
+            if not whole and self._elsewhere_missing(client, status):
+                if not self._missing(client, status, first, stop, every=False):
                     return  # this part is done; others send theirs
                 continue
             if status.files and not self._looked:
                 self._look_at_bare(client, plan_path)
-            if self._commit(client, status.id):
+            if self._commit(client, status):
                 return
-            self._progress.say("Some staged blocks failed verification; they are sent again.")
+            self._progress.say("Some staged blocks are missing, or wrong; they are sent again.")
         self.summary.errors.append("Blocks are still missing after several rounds: run it again.")
 
     def _range(self, status: Status) -> tuple[int, int]:
@@ -290,11 +291,11 @@ class Upload:
         return first, min(stop, status.blocks)
 
     def _missing(
-        self, client: Client, status: Status, first: int, stop: int, *, again: bool
+        self, client: Client, status: Status, first: int, stop: int, *, every: bool
     ) -> list[int]:
         if not status.blocks:
             return []
-        if again:
+        if every:
             return list(range(first, stop))
         return [n for n in self._bits_missing(client, status) if first <= n < stop]
 
@@ -388,17 +389,19 @@ class Upload:
         summary.wire_bytes += outcome.wire
         troubles.update(outcome.troubles)
 
-    def _commit(self, client: Client, transfer_id: str) -> bool:
-        """Whether the transfer is complete; False when blocks must be sent again."""
+    def _commit(self, client: Client, planned: Status) -> bool:
+        """Whether the transfer is complete, or cannot be; False when blocks must be sent again."""
         self._progress.say("All blocks have arrived; committing.")
         idle = 0
         while True:
             self._raise_if_stopped()
             try:
-                status = client.commit(transfer_id, self._options.rules)
+                status = client.commit(planned.id, self._options.rules)
             except TarLikeError as error:
                 if self._options.patch and isinstance(error, NotFound):
                     raise PatchGone from None
+                if isinstance(error, Conflict) and self._elsewhere_missing(client, planned):
+                    return False  # the receiver believes some of them no more
                 self.summary.errors.append(str(error))
                 return True
             if status.state == COMPLETE:
@@ -414,6 +417,11 @@ class Upload:
                 if idle >= IDLE_COMMITS:
                     self.summary.errors.append("The receiver does not get to committing.")
                     return True
+        self._take_report(status)
+        return True
+
+    def _take_report(self, status: Status) -> None:
+        """The transfer is complete. Raises _PlanAnew where that is not enough."""
         if status.again and not self._again:
             self._again = True
             raise _PlanAnew(
@@ -427,7 +435,6 @@ class Upload:
         self.summary.failures = status.failures + [
             failure for failure in self.summary.failures if failure.path not in reported
         ]
-        return True
 
     def _raise_if_gone(self, client: Client, status: Status) -> None:
         """What went wrong with blocks of a patch may be that there is none any more."""

@@ -6,14 +6,23 @@ The moments are random; the seed is printed, and TAR_LIKE_TEST_SEED repeats it.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tar_like.proxy.doubt import distrust
+from tar_like.proxy.place import Destination
+from tar_like.upload.dispatch import Progress, Sending, UploadOptions
+from tar_like.upload.local import LocalDispatcher
+from tar_like.upload.range import BlockOutcome
+from tar_like.upload.run import Upload
 from tests import trees
+from tests.chaos.scene import Quiet, make_index
 from tests.e2e.harness import (
     Blocks,
     Job,
@@ -307,3 +316,33 @@ def test_a_killed_sync_whose_tree_then_changes_sends_only_what_is_new(
     assert_tidy(dst)
     for name in ("transfers", "donors"):
         assert list((dst / ".tar_like" / name).iterdir()) == []
+
+
+def test_blocks_that_are_believed_no_more_when_all_have_arrived_are_sent_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks between the last block and the commit whether all are there."""
+    source, dest = work / "src", work / "dst"
+    source.mkdir()
+    (source / "file").write_bytes(os.urandom(50_000))
+    make_index(source, work / "db")
+    sendings = list[list[int]]()
+    send = LocalDispatcher.send
+
+    def distrusted(
+        dispatcher: LocalDispatcher, sending: Sending, progress: Progress
+    ) -> Iterator[BlockOutcome]:
+        sendings.append(sending.missing)
+        yield from send(dispatcher, sending, progress)
+        if len(sendings) == 1:
+            distrust(Destination(str(dest)))
+
+    monkeypatch.setattr(LocalDispatcher, "send", distrusted)
+    with Proxy(dest) as proxy:
+        options = UploadOptions(
+            source=str(source), index_path=str(work / "db"), urls=(proxy.url,), block_size=4096
+        )
+        summary = Upload(options, Quiet()).run()
+    assert summary.state == "complete" and not summary.errors
+    assert sendings == [list(range(13)), list(range(13))]
+    assert_same(source, dest)
