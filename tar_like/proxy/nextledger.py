@@ -94,6 +94,7 @@ class NextLedger:
         self._patch = patch
         self._meta = meta
         self._drafting: threading.Thread | None = None
+        self._former = -1
 
     def begin(self) -> None:
         """Have a draft made beside, where there can be one.
@@ -112,21 +113,28 @@ class NextLedger:
         try:
             add_indexes(self._file)
         except sqlite3.Error:  # no room to sort, say: they are there for speed alone
-            self.close()
             self._fill(landed)
         with contextlib.closing(connect(self._file, "ro")) as db:
             self._forget_chunks(db)
+        with contextlib.suppress(OSError):  # to free it takes time: not now
+            self._former = os.open(self._destination.ledger, os.O_RDONLY | os.O_CLOEXEC)
         self._destination.durability.publish(self._file, self._destination.ledger)
 
     def close(self) -> None:
         """Give up what is not published. Idempotent."""
+        self._give_up()
+        if self._former != -1:
+            os.close(self._former)
+            self._former = -1
+
+    def _give_up(self) -> None:
         if self._drafting is not None:
             self._drafting.join()
             self._drafting = None
         _remove(self._file)
 
     def _fill(self, landed: str) -> None:
-        self.close()
+        self._give_up()
         if self._patch is None:
             whole_ledger(self._file, self._path, landed)
         else:
