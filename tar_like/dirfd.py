@@ -56,6 +56,8 @@ class Walker:
         self._names: list[bytes] = []
         self._fds: list[int] = []
         self._current = b""
+        self._above: bytes | None = None
+        """The directory that the current one lies in; None for the root."""
         self._root = self._open(root, follow=True)
 
     @property
@@ -71,11 +73,22 @@ class Walker:
         """
         if directory == self._current:
             return self._fds[-1] if self._fds else self._root
-        names = directory.split(b"/") if directory else []
-        self._pop_to(_common(names, self._names))
-        for name in names[len(self._fds) :]:
+        above, slash, name = directory.rpartition(b"/")
+        if slash and not above:
+            self._push(b"")  # a path that begins at the top of all
+        current, beside, self._current = self._current, self._above, b"\0"
+        if beside == above and self._fds:  # as mostly: one after the other
+            self._names.pop()
+            os.close(self._fds.pop())
+            current = above
+        if current == above and name and (not self._fds or self._fds[-1] != -1):
             self._push(name)
-        self._current = directory
+        else:
+            names = directory.split(b"/") if directory else []
+            self._pop_to(_common(names, self._names))
+            for one in names[len(self._fds) :]:
+                self._push(one)
+        self._current, self._above = directory, above if self._fds else None
         return self._fds[-1] if self._fds else self._root
 
     def split(self, path: bytes) -> tuple[int, bytes]:
@@ -132,7 +145,7 @@ class Walker:
 
     def _pop_to(self, depth: int) -> None:
         """Forget the directories deeper than ``depth``, and those whose fds were given up."""
-        self._current = b"\0"
+        self._current, self._above = b"\0", None
         while len(self._fds) > depth or (self._fds and self._fds[-1] == -1):
             fd = self._fds.pop()
             self._names.pop()

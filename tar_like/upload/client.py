@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-import tenacity
 import urllib3
 from requests.adapters import HTTPAdapter
 
@@ -107,16 +106,29 @@ class Client:
             self._session.trust_env = False  # no proxy leads to loopback
         if not trust.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
-            wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
-            stop=tenacity.stop_after_attempt(attempts),
-            reraise=True,
-        )
+        self._attempts = attempts
 
     def retried(self, work: Callable[[], T]) -> T:
         """Do something, and do it again for a while as long as it fails by what may pass."""
-        return self._retrying(work)
+        try:
+            return work()
+        except TarLikeError as error:
+            if not error.retry:
+                raise
+            failed = [error]
+        import tenacity  # which takes its time, and mostly nothing fails
+
+        def attempt() -> T:
+            if failed:
+                raise failed.pop()
+            return work()
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "retry", False)),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            reraise=True,
+        )(attempt)
 
     @property
     def url(self) -> str:
