@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -185,8 +186,6 @@ def _sync(
         if rows is None:
             found = _index(options, source, index_path)
         else:
-            from tar_like.index.recorded import AT_ONCE
-
             client = upload.client(0)
             begun = look(client)
             from tar_like.upload.patch import Patching  # and so on, while others look
@@ -194,12 +193,11 @@ def _sync(
             import_module("tar_like.upload.run")
             gc.freeze()  # what was imported holds no garbage that is worth looking for
             if begun is None or not begun.index:
-                rows.finish(index_path, AT_ONCE)
+                rows.finish(index_path, None)
             else:
                 patching = Patching(client, upload.rules, begun)
-                rows.finish(
-                    index_path, begun.newest, lambda: patching.base, lambda: patching.gather(rows)
-                )
+                gather = partial(patching.gather, rows)
+                rows.finish(index_path, patching.base, patching.most, gather)
                 code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:
                     return code

@@ -3,8 +3,8 @@
     beside: scan > stretches, packed, their leaves, the id
     later, if it is wanted: stretches > rows > index
 
-When the other side has that index already, none is needed here, and no row is made. As soon as a
-time shows that it has another one, the index is written beside the scan.
+When the other side has that index already, none is needed here, and no row is made. As soon as
+leaves show that it has another one, the index is written beside the scan.
 """
 
 from __future__ import annotations
@@ -24,23 +24,19 @@ from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
-from tar_like.source.stretch import FoundInOrder, InOrder, Stretch, newest_of
+from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
 
 if TYPE_CHECKING:
     import sqlite3
 
-_HEAD = struct.Struct("<qI")
-"""Before each chunk of stretches: its last mtime, and the bytes of it before its leaves begin."""
 _LENGTH = struct.Struct("<I")
+"""Before each chunk of stretches: the bytes of it before its leaves begin."""
 _MANY = 10
 """Bits of a stretch's place that number it within its chunk; the chunk's number is above them."""
 IN_MEMORY = 64 << 20
 """Bytes of stretches that are kept in memory; more go to a file."""
-AT_ONCE = -(1 << 63)
 LEAF, LEAF_NAME = 32, 8
 """Bytes of a leaf's digest, and of its start by which it is known from others."""
-PART = 4
-"""Where the other side lacks one leaf for so many that it has, it is offered the whole index."""
 
 Firsts = dict[int, bytes]
 """By position in a stretch: the first path of what is a hard link to it."""
@@ -64,11 +60,10 @@ class Recorded:
         """The place of each leaf's stretch. With its digest, 40 bytes of memory a stretch."""
         self._linked: dict[int, int] = {}
         """Leaves with hard links, and the chunks that their first paths came with."""
-        self._base: Callable[[], bytes] = lambda: b""
-        self._names: set[bytes] | None = None
-        self._newer = False
-        self._compared = self._foreign = 0
-        """Bytes of the leaves that were compared with the other side's, and how many it lacks."""
+        self._names: set[bytes] = set()
+        self._most = self._compared = 0
+        self.foreign: list[int] = []
+        """The numbers of leaves that the other side lacks, until the index is begun."""
         self._db: sqlite3.Connection | None = None
         self._numbering: Numbering | None = None
         self._order = FoundInOrder()
@@ -84,50 +79,50 @@ class Recorded:
     def finish(
         self,
         path: str,
-        newest: int | None,
-        base: Callable[[], bytes] = lambda: b"",
+        base: bytes | None,
+        most: int = 0,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> BuildSummary:
         """Wait until it is scanned. Raises TarLikeError.
 
-        ``path`` is where the index goes, should it be wanted. ``newest`` is the last mtime (ns) of
-        the index that the other side has; None where that is not known, AT_ONCE where it has none.
-        ``base`` gives its leaves by the starts of their digests, LEAF_NAME bytes each: an index is
-        only begun where many others are found. Nothing where they are not known. ``meanwhile`` is
-        called whenever there is more of it.
+        ``path`` is where the index goes, should it be wanted. ``base`` has the leaves of the index
+        that the other side has, by the starts of their digests, LEAF_NAME bytes each; none of them
+        where they are not known, None where it has no index. This one is begun as soon as more
+        than ``most`` of its leaves are ``foreign``. ``meanwhile`` is called whenever there is more.
         """
-        self._path, self._base = path, base
+        self._path, self._most = path, most
+        if base is not None:
+            self._names = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
         last = b""
         for data in self._packed:
             if last:
-                self._take(last, newest)
+                self._take(last, at_once=base is None)
                 meanwhile()
             last = data
         self.summary = BuildSummary(*marshal.loads(last))
         return self.summary
 
-    def _take(self, data: bytes, newest: int | None) -> None:
-        last, cut = _HEAD.unpack_from(data)
-        if newest == AT_ONCE:
+    def _take(self, data: bytes, *, at_once: bool) -> None:
+        (cut,) = _LENGTH.unpack_from(data)
+        if at_once:
             self._insert(self._db or self._begin(), data, cut)
             return
         self._keep(data, cut)
         if self._db is not None:
             self._insert(self._db, data, cut)
-            return
-        self._newer = self._newer or (newest is not None and last > newest)
-        if self._newer and self._is_another():
-            self._begin()
+        elif self._names:
+            self._compare(self._names)
+            if len(self.foreign) > self._most:
+                self._begin()
 
-    def _is_another(self) -> bool:
-        """Whether it is certain that this is not the other tree, nor one much like it."""
-        if self._names is None:
-            known = self._base()
-            self._names = {known[at : at + LEAF_NAME] for at in range(0, len(known), LEAF_NAME)}
-        for at in range(self._compared, len(self.leaves), LEAF):
-            self._foreign += bytes(self.leaves[at : at + LEAF_NAME]) not in self._names
-        self._compared = len(self.leaves)
-        return self._foreign * PART >= len(self._names)
+    def _compare(self, names: set[bytes]) -> None:
+        """See which of the leaves that are done the other side lacks."""
+        done, leaves = len(self.leaves) // LEAF, self.leaves
+        for number in range(self._compared, done):
+            at = LEAF * number
+            if bytes(leaves[at : at + LEAF_NAME]) not in names:
+                self.foreign.append(number)
+        self._compared = done
 
     def _keep(self, data: bytes, cut: int) -> None:
         digests, places, linked = _done(data, cut)
@@ -143,7 +138,7 @@ class Recorded:
         self._spool.seek(self._chunks[chunk])
         data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
         self._spool.seek(0, os.SEEK_END)
-        return data, _HEAD.unpack_from(data)[1]
+        return data, _LENGTH.unpack_from(data)[0]
 
     @property
     def url(self) -> str:
@@ -227,13 +222,13 @@ def _stretches(data: bytes, cut: int) -> Iterator[Stretch]:
 
 
 def _loaded(data: bytes, cut: int) -> list[Closed]:
-    return loaded(memoryview(data)[_HEAD.size : _HEAD.size + cut])
+    return loaded(memoryview(data)[_LENGTH.size : _LENGTH.size + cut])
 
 
 def _done(data: bytes, cut: int) -> tuple[bytes, list[int], dict[int, Firsts]]:
     """The leaves that were done by the end of a chunk."""
     done: tuple[bytes, list[int], dict[int, Firsts]]
-    done = marshal.loads(memoryview(data)[_HEAD.size + cut :])
+    done = marshal.loads(memoryview(data)[_LENGTH.size + cut :])
     return done
 
 
@@ -254,7 +249,7 @@ def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
 
 def _chunk(stretches: list[Stretch], leaves: _Leaves) -> bytes:
     data = packed(stretches)
-    return b"".join((_HEAD.pack(newest_of(stretches), len(data)), data, leaves.taken()))
+    return b"".join((_LENGTH.pack(len(data)), data, leaves.taken()))
 
 
 class _Open:

@@ -12,12 +12,13 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 from tar_like.errors import Conflict, TarLikeError
 from tar_like.index import Recorded
 from tar_like.index.leaf import Leaf
-from tar_like.index.recorded import LEAF, LEAF_NAME, PART
+from tar_like.index.recorded import LEAF, LEAF_NAME
 from tar_like.rules import PATCHED, Rules
 from tar_like.source.stretch import Stretch
 from tar_like.upload.client import Client
@@ -27,6 +28,8 @@ from tar_like.wire import MOST_PATCHED, REVISED, SEGMENT, Look, PatchHead
 
 LATE = 16
 """Where all but one of so many leaves are done it is late in the scan."""
+PART = 4
+"""Where the receiver lacks one leaf for so many that it has, it is offered the whole index."""
 FEW = 1000
 """Names that a patch may have of any tree."""
 _LENGTH = struct.Struct("<I")
@@ -43,21 +46,28 @@ class Patching:
         self._client = client
         self._rules = rules
         self._look = look
-        self._known: set[bytes] = set()
-        self._passed = 0
-        """Leaves that were gathered, or are known."""
-        self._gathered: dict[int, Candidate] = {}
-        """Leaves that the receiver is likely to lack."""
+        self._seen = 0
+        """Leaves that are foreign and were looked at."""
+        self._candidates: dict[int, Candidate] = {}
+        """Leaves that the receiver is likely to lack, by number."""
         self._room = MOST_PATCHED
+
+    @property
+    def most(self) -> int:
+        """How many leaves the receiver may lack: where they are more the whole index is offered."""
+        return len(self.base) // LEAF_NAME // PART if self._may_be else 0
+
+    @property
+    def _may_be(self) -> bool:
+        """Whether a patch may be offered by these rules."""
+        return self._rules.canonical in PATCHED
 
     @cached_property
     def base(self) -> bytes:
         """The leaves of the receiver's last tree, by the starts of their digests, in order.
 
-        Empty where nothing is to be a difference to it, or the receiver does not say.
+        Empty where the receiver does not say.
         """
-        if self._rules.canonical not in PATCHED:
-            return b""
         try:
             return self._client.leaves(self._look.index)
         except TarLikeError:
@@ -68,25 +78,20 @@ class Patching:
 
         Then the receiver's look is over, and a processor free.
         """
-        if "base" not in self.__dict__:
-            return  # nothing has changed, as far as is known
-        done, base = len(rows.leaves) // LEAF, self.base
-        if done * LATE < len(base) // LEAF_NAME * (LATE - 1):
+        done, all_ = len(rows.leaves) // LEAF, len(self.base) // LEAF_NAME
+        if done * LATE < all_ * (LATE - 1) or not self._may_be:
             return
-        if not self._known:
-            self._known = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
-        for number in range(self._passed, done):
-            if bytes(rows.leaves[LEAF * number : LEAF * number + LEAF_NAME]) not in self._known:
-                self._room -= len(self._candidate(rows, number).stretch.names)
-                if self._room < 0:
-                    return
-        self._passed = done
+        for number in islice(rows.foreign, self._seen, None):
+            self._room -= len(self._candidate(rows, number).stretch.names)
+            if self._room < 0:
+                return
+        self._seen = len(rows.foreign)
 
     def _candidate(self, rows: Recorded, number: int) -> Candidate:
-        found = self._gathered.get(number)
+        found = self._candidates.get(number)
         if found is None:
             stretch, _ = rows.stretch(number)
-            found = self._gathered[number] = Candidate.of(stretch, self._look)
+            found = self._candidates[number] = Candidate.of(stretch, self._look)
         return found
 
     def offer(self, rows: Recorded, path: str) -> Offered | None:
@@ -95,7 +100,7 @@ class Patching:
         None where the whole index is to be offered. Files that are newer than all that the
         receiver has are read meanwhile, if they are few.
         """
-        if not rows.regular or not self.base:
+        if not (self._may_be and rows.regular and self.base):
             return None
         order = compare(self.base, bytes(rows.leaves))
         room = min(max(FEW, rows.summary.entries // PART), MOST_PATCHED)

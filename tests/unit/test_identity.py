@@ -163,17 +163,17 @@ def test_an_index_has_the_id_that_the_protocol_says(
     validate(str(work / "db"), summary.id)
 
 
-@pytest.mark.parametrize("newest", [None, 0])
+@pytest.mark.parametrize("base", [b"", bytes(8)])
 @pytest.mark.parametrize("keep", [None, odd])
 def test_a_scan_has_the_leaves_that_the_protocol_says(
-    tree: Path, work: Path, newest: int | None, keep: Callable[[bytes, bool], bool] | None
+    tree: Path, work: Path, base: bytes, keep: Callable[[bytes, bool], bool] | None
 ) -> None:
     path = str(work / "db")
     with (
         closing(FolderSource(str(tree))) as source,
         closing(Recorded(source, Wanted(keep=keep))) as recorded,
     ):
-        recorded.finish(path, newest)
+        recorded.finish(path, base)
         recorded.write()
         expected, leaves = plain(work / "db")
         assert recorded.summary.id == expected

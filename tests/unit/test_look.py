@@ -235,10 +235,19 @@ def rows(index: Path) -> dict[str, list[object]]:
         }
 
 
-@pytest.mark.parametrize("newest", [None, 0, 1 << 62])
-def test_a_recorded_scan_gives_the_index_that_is_built(
-    work: Path, source: Path, newest: int | None
-) -> None:
+def leaves_of(folder: Path, spool: Path) -> bytes:
+    """The starts of the digests of a folder's leaves."""
+    with (
+        closing(FolderSource(str(folder))) as source,
+        closing(Recorded(source, Wanted())) as recorded,
+    ):
+        recorded.finish(str(spool), b"")
+        leaves = bytes(recorded.leaves)
+    return b"".join(leaves[at : at + 8] for at in range(0, len(leaves), 32))
+
+
+@pytest.mark.parametrize("base", ["none", "not known", "its own", "another", "all but a few"])
+def test_a_recorded_scan_gives_the_index_that_is_built(work: Path, source: Path, base: str) -> None:
     tree = trees.build(work / "hostile", 3, deep=False, files=20)
     with (source / "sparse").open("wb") as file:
         file.seek(1 << 20)
@@ -248,8 +257,13 @@ def test_a_recorded_scan_gives_the_index_that_is_built(
         with closing(FolderSource(str(folder))) as plain:
             summary = build_index(plain, str(built), BuildOptions(algorithm="none", fresh=True))
             with closing(Recorded(plain, Wanted())) as recorded:
-                recorded.finish(str(written), newest)
-                assert written.exists() == (newest == 0)
+                leaves = leaves_of(folder, work / "spool")
+                known = {
+                    "none": None, "not known": b"", "its own": leaves, "another": bytes(8),
+                    "all but a few": leaves[16:],
+                }[base]  # fmt: skip
+                recorded.finish(str(written), known, 2)
+                assert written.exists() == (base in ("none", "another") and len(leaves) > 16)
                 assert recorded.write() == summary == recorded.summary
         assert rows(written) == rows(built)
         validate(str(written), summary.id)

@@ -268,7 +268,7 @@ def honest(source: Path, target: Target, spool: Path) -> tuple[str, bytes, Seen]
     reader = FolderSource(str(source))
     rows = Recorded(reader, Wanted())
     try:
-        tree = rows.finish(str(spool), None).id
+        tree = rows.finish(str(spool), b"").id
         base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
         order = compare(base, bytes(rows.leaves))
         head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
