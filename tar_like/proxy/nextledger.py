@@ -10,6 +10,7 @@ A draft can be made at any time before: a small patch's is made while its blocks
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 import threading
@@ -33,13 +34,19 @@ _ROOMY = 3
 _LOCK = "draft.lock"
 
 
-def begin_draft(destination: Destination, path: str) -> threading.Thread | None:
+def begin_draft(
+    destination: Destination, path: str, *, spare: int = 0, wait: float = math.inf
+) -> threading.Thread | None:
     """Begin to make a draft for the transfer of a patch (its folder), on a thread.
 
-    Whatever goes wrong there, it is tried once more when it is needed. None where that is not
-    begun.
+    ``spare``: bytes that are needed for other things. Whatever goes wrong there, or where another
+    one makes it for longer than ``wait`` seconds, it is tried once more when it is needed. None
+    where that is not begun.
     """
-    thread = threading.Thread(target=_make_draft, args=(destination, path), daemon=True)
+    thread = threading.Thread(
+        target=_make_draft, args=(destination, path), kwargs={"spare": spare, "wait": wait},
+        daemon=True,
+    )  # fmt: skip
     try:
         thread.start()
     except RuntimeError:  # more threads than there may be
@@ -47,26 +54,28 @@ def begin_draft(destination: Destination, path: str) -> threading.Thread | None:
     return thread
 
 
-def _make_draft(destination: Destination, path: str) -> None:
-    """Make a draft, unless there is one, or one is being made: then wait for it."""
-    with (
-        contextlib.suppress(OSError, MemoryError, sqlite3.Error),
-        held(os.path.join(path, _LOCK)),
-    ):
+def _make_draft(
+    destination: Destination, path: str, *, spare: int = 0, wait: float = math.inf
+) -> None:
+    """Make a draft, unless there is one; where one is being made, wait for it."""
+    lock = os.path.join(path, _LOCK)
+    with contextlib.suppress(OSError, MemoryError, sqlite3.Error), held(lock, wait=wait):
         patch, ledger = patch_of(path), destination.ledger
         final = _draft(destination, path)
         if os.path.exists(final) or patch is None or not patch.fits(ledger):
             return
         room = os.statvfs(path)
-        if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger):
+        if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger) + spare:
             return  # names that are replaced or deleted may free some before it is needed
         new = os.path.join(path, "draft.new")
-        lock = os.stat(os.path.join(path, _LOCK))
+        here = os.stat(lock)
         try:
-            _remove(new)
+            for name in os.listdir(path):
+                if name.startswith("draft-") or name == "draft.new":
+                    _remove(os.path.join(path, name))
             patch.draft(ledger, new)
             add_indexes(new)
-            if os.path.samestat(lock, os.stat(os.path.join(path, _LOCK))):  # this very transfer
+            if os.path.samestat(here, os.stat(lock)):  # this very transfer still
                 os.rename(new, final)
         finally:
             _remove(new)  # others need the room

@@ -131,7 +131,8 @@ class Transfers:
         if transfer.is_easy(wish.look):
             status = transfer.negotiate_as(wish, rules)
             if status.state != OPEN and is_patch(transfer.path):
-                begin_draft(self.destination, transfer.path)  # while the blocks are coming
+                # While the blocks are coming; each of many requests finds it begun.
+                begin_draft(self.destination, transfer.path, spare=status.bytes, wait=0.0)
             return status
         wish = replace(wish, told={})  # of use only where a few small files differ
         deadline, poll = time.monotonic() + WAIT, _Poll()

@@ -79,7 +79,8 @@ class Patching:
         Then the receiver's look is over, and a processor free.
         """
         done, all_ = len(rows.leaves) // LEAF, len(self.base) // LEAF_NAME
-        if done * LATE < all_ * (LATE - 1) or not self._may_be:
+        early = done * LATE < all_ * (LATE - 1)
+        if early or not self._may_be or len(rows.foreign) > self.most:
             return
         for number in islice(rows.foreign, self._seen, None):
             self._room -= len(self._candidate(rows, number).stretch.names)

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from tar_like.cli import main
 from tar_like.index import Index, validate
+from tar_like.upload.patch import Patching
 from tests.e2e.harness import Job, Proxy, index, run, sync, wait_for
 from tests.e2e.test_edits import EDITS, Edited
-from tests.trees import assert_same
+from tests.trees import assert_same, tick
 
 TREE = "id, path, kind, size, mode, mtime, uid, gid, target, link"
 NO_LINKS = sorted(EDITS.keys() - {"link"})
@@ -113,6 +115,39 @@ def test_what_a_patch_takes_on_the_wire_is_in_proportion_to_what_changed(
     assert_same(src, dst)
     assert_ledger(src, dst, work)
     assert sync(src, dst, "--delete")["blocks_sent"] == 0
+
+
+def test_leaves_that_were_taken_for_what_they_are_not_are_given_whole(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was changed, of times that it had not later than others."""
+    src, dst = work / "src", work / "dst"
+    src.mkdir()
+    for number in range(8):
+        (src / f"{number}").write_bytes(b"before")
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        (src / "3").write_bytes(b"changed")
+        os.utime(src / "3", ns=(5, 5))
+        tick(work)
+        (src / "5").write_bytes(b"changed later")
+        os.utime(src / "5", ns=(5, 5))
+        with closing(sqlite3.connect(dst / ".tar_like/ledger.db")) as db, db:
+            later = (src / "5").stat().st_ctime_ns
+            db.execute("UPDATE meta SET value = ? WHERE key = 'changed'", (later,))
+        offered = list[set[int]]()
+        offer = Patching._offer
+
+        def noted(patching: Patching, *rest: Any) -> Any:
+            offered.append(rest[-1])
+            return offer(patching, *rest)
+
+        monkeypatch.setattr(Patching, "_offer", noted)
+        assert main(["sync", "-q", str(src), proxy.url, "--delete"]) == 0
+    assert offered == [{0}, set()]
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
 
 
 def test_what_is_told_unasked_is_not_asked_and_not_sent(work: Path, dice: random.Random) -> None:

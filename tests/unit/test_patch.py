@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import sqlite3
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -49,9 +50,9 @@ from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
-from tar_like.source.stretch import pack_told
-from tar_like.upload.patch import _packed, compare, given_by
-from tar_like.wire import SEGMENT, Look, PatchHead
+from tar_like.source.stretch import TYPES, pack_told
+from tar_like.upload.patch import Candidate, _parts, compare, given_by, revisions
+from tar_like.wire import REVISED, REVISION, SEGMENT, Look, PatchHead
 from tests import trees
 from tests.e2e.test_edits import EDITS, Edited
 from tests.unit import indexes
@@ -101,7 +102,7 @@ class Target:
         for item in items:
             if isinstance(item, bytes):
                 (length,) = LENGTH.unpack_from(item)
-                leaf = Leaf.unpack(item[4 : 4 + length])
+                leaf = Leaf.unpack(item[4 : 4 + length]) if length else self.revised(item)
                 row = leaf.directory, leaf.names[0], len(leaf.names), leaf.digest()
                 identity.add_leaf(*row)
                 order.append(1)
@@ -112,6 +113,25 @@ class Target:
         head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
         given = b"".join(item for item in items if isinstance(item, bytes))
         return self.put(identity.id(), LENGTH.pack(len(head)) + head + given, seen)
+
+    def revised(self, item: bytes) -> Leaf:
+        """What a leaf is that is given as another one, as far as there is that one."""
+        base, _, _ = REVISED.unpack_from(item, 4)
+        row = self.leaves[base if base < len(self.leaves) else 0]
+        columns = "kind, mode, size, mtime, uid, gid, target"
+        query = f"SELECT {columns} FROM entry WHERE path = ?"
+        prefix = row.directory + b"/" if row.directory else b""
+        with closing(sqlite3.connect(self.destination.ledger)) as db:
+            rows = Rows(db, "SELECT e.id, e.path FROM entry e")
+            names = [path[len(prefix) :] for _, path in rows.names(*row[:3])]
+            found = [list(db.execute(query, (prefix + name,)).fetchone()) for name in names]
+        told = [[TYPES[kind] | mode, *rest] for kind, mode, *rest, _ in found]
+        targets = {at: one[-1] for at, one in enumerate(found) if one[-1]}
+        for position, *now in REVISION.iter_unpack(item[4 + REVISED.size :][: REVISION.size]):
+            if position < len(told):
+                told[position] = now[:5]
+                targets.pop(position, None)
+        return Leaf(row.directory, names, pack_told(*zip(*told, strict=True)), targets, {}, {})
 
     def commit(self, transfer_id: str, *, delete: bool = True) -> None:
         """All that is sent are zeros, by a sender who says that each block is so."""
@@ -151,6 +171,18 @@ def leaf(directory: bytes, *names: tuple[bytes, int], size: int = 0, **more: Any
     columns = struct.pack(f"<{2 * count}q", *([1] * 2 * count))
     data = b"".join(SEGMENT.pack(*one) for one in segments)
     return LENGTH.pack(len(packed)) + packed + columns + LENGTH.pack(len(segments)) + data
+
+
+def revision(
+    base: int, *names: tuple[int, int], size: int = 0, segments: Any = (), count: int | None = None
+) -> bytes:
+    """A leaf of the base with some names (position, mode) revised, as a patch has it."""
+    head = REVISED.pack(base, len(names) if count is None else count, len(segments))
+    rows = (
+        REVISION.pack(at, mode, size if stat.S_ISREG(mode) else 0, 5, 0, 0, 1, 1)
+        for at, mode in names
+    )
+    return LENGTH.pack(0) + head + b"".join(rows) + b"".join(SEGMENT.pack(*one) for one in segments)
 
 
 @pytest.fixture
@@ -228,9 +260,53 @@ def hostile(target: Target) -> Iterator[tuple[str, tuple[Item, ...]]]:
     yield "leaves in another order", ((1, end), (0, 1))
 
 
-def test_what_cannot_be_is_refused(target: Target) -> None:
+def hostile_revisions(target: Target) -> Iterator[tuple[str, tuple[Item, ...]]]:
+    """The same of leaves that are given as others: d has a, c, e (a folder), m."""
+    end = len(target.leaves)
+    d = target.number(b"d", b"a")
+    top = target.number(b"", b"d")
+
+    def instead(*given: bytes, of: int = d) -> tuple[Item, ...]:
+        before, behind = [(0, of)] if of else [], [(of + 1, end)] if of + 1 < end else []
+        return *before, *given, *behind
+
+    one = revision(d, (0, REG))
+    yield "of a leaf that stays", ((0, end), one)
+    yield "beside the leaf that stays", ((0, d + 1), one, *([(d + 1, end)] if d + 1 < end else []))
+    for number in (end, end + 5, (1 << 32) - 1):
+        yield f"of the leaf {number}", instead(revision(number, (0, REG)))
+    yield "twice", instead(one, one)
+    yield "beside the same as a whole", instead(one, leaf(b"d", (b"a", REG), (b"b", REG)))
+    yield "in another place", ((0, d), (d + 1, end), leaf(b"d", (b"a", REG)), one)
+    for positions in ((4,), (1024,), (65535,), (0, 4), (1, 1), (2, 1), (0, 2, 1)):
+        yield f"the positions {positions}", instead(revision(d, *((at, REG) for at in positions)))
+    yield "none", instead(revision(d))
+    yield "more than there are", instead(revision(d, (0, REG), count=2))
+    yield "more than a leaf has", instead(revision(d, *((at, REG) for at in range(1025))))
+    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000):
+        yield f"the type {kind:o}", instead(revision(d, (0, kind | 0o644)))
+    yield "a symlink to nothing", instead(revision(d, (0, LINK)))
+    yield "a folder that has names as a file", instead(revision(d, (2, REG)))
+    for size in (-1, -(1 << 63), (1 << 63) - 1, 1 << 62):
+        yield f"the size {size}", instead(revision(d, (0, REG), size=size))
+    for segments in (
+        ((0, 0, 4096), (0, 0, 8192)), ((0, -4096, 4096),), ((0, 4096, 1 << 62),), ((0, 1, 5),),
+        ((0, 8192, 4096),), ((0, 0, 8192), (0, 4096, 9000)),
+    ):  # fmt: skip
+        yield (
+            f"the segments {segments}",
+            instead(revision(d, (0, REG), size=9000, segments=segments)),
+        )
+    # In the root: d, file, gone, link, z.
+    yield "a symlink that had names", instead(revision(top, (0, LINK)), of=top)
+
+
+@pytest.mark.parametrize("form", [hostile, hostile_revisions])
+def test_what_cannot_be_is_refused(
+    target: Target, form: Callable[[Target], Iterator[tuple[str, tuple[Item, ...]]]]
+) -> None:
     before = trees.look(target.dest, records=False)
-    for name, items in hostile(target):
+    for name, items in form(target):
         with pytest.raises((IndexInvalid, Conflict)):
             pytest.fail(f"{name}: {target.offer(*items)}")
         assert not target.destination.transfers(), name
@@ -262,7 +338,9 @@ def test_what_is_accepted_leaves_a_ledger_that_holds_together(
     assert trees.look(source) == trees.look(target.dest)
 
 
-def honest(source: Path, target: Target, spool: Path) -> tuple[str, bytes, Seen]:
+def honest(
+    source: Path, target: Target, spool: Path, *, revising: bool = True
+) -> tuple[str, bytes, Seen]:
     """The patch of a tree: its id, the body, and the look."""
     look, seen = target.look()
     reader = FolderSource(str(source))
@@ -272,10 +350,12 @@ def honest(source: Path, target: Target, spool: Path) -> tuple[str, bytes, Seen]
         base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
         order = compare(base, bytes(rows.leaves))
         head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
-        parts = [LENGTH.pack(len(head)), head]
-        for number, _ in given_by(order, len(base) // LEAF_NAME):
-            parts += _packed(rows.stretch(number)[0])
-        return tree, b"".join(parts), seen
+        given = [
+            (Candidate.of(rows.stretch(number)[0], look), former)
+            for number, former in given_by(order, len(target.leaves))
+        ]
+        parts = _parts(given, revisions(given) if revising else set())
+        return tree, b"".join((LENGTH.pack(len(head)), head, *parts)), seen
     finally:
         rows.close()
         reader.close()
@@ -401,24 +481,28 @@ def test_a_patch_is_the_same_by_what_is_remembered_as_by_rows(
     source.mkdir()
     tree = Edited(source, dice)
     assert sync(source, work / "dst", algorithm="none") == {}
+    revised = 0
     for _ in range(6):
         target = Target(work / "dst")
         for _ in range(dice.randrange(1, 6)):
             EDITS[dice.choice(EDITABLE)](tree)
         tree_id, body, seen = honest(source, target, work / "spool")
+        whole = honest(source, target, work / "spool", revising=False)[1]
+        revised += body != whole
         remembered = exact_sights(target.destination, seen.ledger, {b"", *folders(target.dest)})
         assert len(remembered) > 3
         found = []
-        for sights in (remembered, {}):
+        for sights, form in itertools.product((remembered, {}), (body, whole)):
             monkeypatch.setattr(patching, "exact_sights", lambda *_, known=sights: known)
-            transfer = target.destination.transfer(target.put(tree_id, body, seen))
+            transfer = target.destination.transfer(target.put(tree_id, form, seen))
             found.append(contents(Path(transfer)))
             target.destination.discard(transfer)
-        assert found[0] == found[1]
+        assert found[1:] == found[:-1]
         job = Job(source, target.dest, algorithm="none", negotiate=False)
         job.transfer.negotiate(4096, Rules(delete=True))
         assert job.complete() == {}
         job.close()
+    assert revised > 0
 
 
 def test_what_is_remembered_after_a_patch_is_what_lies_there(
