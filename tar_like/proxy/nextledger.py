@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import sqlite3
 import threading
 
@@ -67,11 +68,11 @@ def _make_draft(
         room = os.statvfs(path)
         if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger) + spare:
             return  # names that are replaced or deleted may free some before it is needed
-        new = os.path.join(path, "draft.new")
+        new = os.path.join(path, f"draft.{secrets.token_hex(8)}")
         here = os.stat(lock)
         try:
             for name in os.listdir(path):
-                if name.startswith("draft-") or name == "draft.new":
+                if name.startswith("draft") and name != _LOCK:
                     _remove(os.path.join(path, name))
             patch.draft(ledger, new)
             add_indexes(new)

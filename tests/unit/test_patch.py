@@ -613,7 +613,7 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     transfer = target.put(tree, body, seen)
     path, destination = target.destination.transfer(transfer), target.destination
     if other == "torn":  # by a process that was killed
-        Path(path, "draft.new").write_bytes(b"half of it")
+        Path(path, "draft.0123456789abcdef").write_bytes(b"half of it")
     drafting = nextledger.begin_draft(destination, path)
     assert drafting is not None
     drafting.join()
@@ -659,7 +659,7 @@ def test_a_draft_of_a_transfer_that_was_offered_anew_meanwhile_is_dropped(
         describe(patch, db)
         target.destination.discard(path)
         assert target.put(tree, body, seen) == transfer
-        Path(path, "draft.new").write_bytes(b"of the other one")
+        Path(path, "draft.0123456789abcdef").write_bytes(b"of the other one")
 
     monkeypatch.setattr(Patch, "_describe", meanwhile)
     nextledger._make_draft(target.destination, path)
