@@ -196,8 +196,7 @@ def _sync(
                 rows.finish(index_path, None)
             else:
                 patching = Patching(client, upload.rules, begun)
-                gather = partial(patching.gather, rows)
-                rows.finish(index_path, patching.base, patching.most, gather)
+                rows.finish(index_path, patching, partial(patching.gather, rows))
                 code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:
                     return code

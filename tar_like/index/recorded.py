@@ -4,7 +4,7 @@
     later, if it is wanted: stretches > rows > index
 
 When the other side has that index already, none is needed here, and no row is made. As soon as
-leaves show that it has another one, the index is written beside the scan.
+times and leaves show that it has quite another one, the index is written beside the scan.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.inodes import Inodes
@@ -24,13 +24,14 @@ from tar_like.index.leaf import Leaf
 from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
-from tar_like.source.stretch import FoundInOrder, InOrder, Stretch
+from tar_like.source.stretch import AGES_AGO, FoundInOrder, InOrder, Stretch, newest_of
 
 if TYPE_CHECKING:
     import sqlite3
 
+_HEAD = struct.Struct("<qI")
+"""Before each chunk of stretches: the last mtime so far, and the bytes before its leaves begin."""
 _LENGTH = struct.Struct("<I")
-"""Before each chunk of stretches: the bytes of it before its leaves begin."""
 _MANY = 10
 """Bits of a stretch's place that number it within its chunk; the chunk's number is above them."""
 IN_MEMORY = 64 << 20
@@ -40,6 +41,23 @@ LEAF, LEAF_NAME = 32, 8
 
 Firsts = dict[int, bytes]
 """By position in a stretch: the first path of what is a hard link to it."""
+
+
+class Other(Protocol):
+    """The index that the other side has."""
+
+    @property
+    def newest(self) -> int | None:
+        """The last mtime (ns) in it; None where that is not known."""
+
+    @property
+    def base(self) -> bytes:
+        """Its leaves by the starts of their digests, LEAF_NAME bytes each; none where that is not
+        known. Asked for when a name is newer."""
+
+    @property
+    def most(self) -> int:
+        """Where more leaves than so many are foreign, the index is wanted for certain."""
 
 
 class Recorded:
@@ -60,8 +78,8 @@ class Recorded:
         """The place of each leaf's stretch. With its digest, 40 bytes of memory a stretch."""
         self._linked: dict[int, int] = {}
         """Leaves with hard links, and the chunks that their first paths came with."""
-        self._names: set[bytes] = set()
-        self._most = self._compared = 0
+        self._names: set[bytes] | None = None
+        self._compared = 0
         self.foreign: list[int] = []
         """The numbers of leaves that the other side lacks, until the index is begun."""
         self._db: sqlite3.Connection | None = None
@@ -77,43 +95,41 @@ class Recorded:
         """What was found, with the id of the index without hashes; once it is finished."""
 
     def finish(
-        self,
-        path: str,
-        base: bytes | None,
-        most: int = 0,
-        meanwhile: Callable[[], None] = lambda: None,
+        self, path: str, other: Other | None, meanwhile: Callable[[], None] = lambda: None
     ) -> BuildSummary:
         """Wait until it is scanned. Raises TarLikeError.
 
-        ``path`` is where the index goes, should it be wanted. ``base`` has the leaves of the index
-        that the other side has, by the starts of their digests, LEAF_NAME bytes each; none of them
-        where they are not known, None where it has no index. This one is begun as soon as more
-        than ``most`` of its leaves are ``foreign``. ``meanwhile`` is called whenever there is more.
+        ``path`` is where the index goes, should it be wanted; it is begun as soon as it is known to
+        be, at once where the other side has none. ``meanwhile`` is called whenever there is more.
         """
-        self._path, self._most = path, most
-        if base is not None:
-            self._names = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
+        self._path = path
         last = b""
         for data in self._packed:
             if last:
-                self._take(last, at_once=base is None)
+                self._take(last, other)
                 meanwhile()
             last = data
         self.summary = BuildSummary(*marshal.loads(last))
         return self.summary
 
-    def _take(self, data: bytes, *, at_once: bool) -> None:
-        (cut,) = _LENGTH.unpack_from(data)
-        if at_once:
+    def _take(self, data: bytes, other: Other | None) -> None:
+        newest, cut = _HEAD.unpack_from(data)
+        if other is None:
             self._insert(self._db or self._begin(), data, cut)
             return
         self._keep(data, cut)
         if self._db is not None:
             self._insert(self._db, data, cut)
-        elif self._names:
-            self._compare(self._names)
-            if len(self.foreign) > self._most:
-                self._begin()
+        elif other.newest is not None and newest > other.newest and self._is_another(other):
+            self._begin()
+
+    def _is_another(self, other: Other) -> bool:
+        """Whether it is certain that this is not the other tree, nor one much like it."""
+        if self._names is None:
+            base = other.base
+            self._names = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
+        self._compare(self._names)
+        return not self._names or len(self.foreign) > other.most
 
     def _compare(self, names: set[bytes]) -> None:
         """See which of the leaves that are done the other side lacks."""
@@ -138,7 +154,7 @@ class Recorded:
         self._spool.seek(self._chunks[chunk])
         data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
         self._spool.seek(0, os.SEEK_END)
-        return data, _LENGTH.unpack_from(data)[0]
+        return data, _HEAD.unpack_from(data)[1]
 
     @property
     def url(self) -> str:
@@ -222,13 +238,13 @@ def _stretches(data: bytes, cut: int) -> Iterator[Stretch]:
 
 
 def _loaded(data: bytes, cut: int) -> list[Closed]:
-    return loaded(memoryview(data)[_LENGTH.size : _LENGTH.size + cut])
+    return loaded(memoryview(data)[_HEAD.size : _HEAD.size + cut])
 
 
 def _done(data: bytes, cut: int) -> tuple[bytes, list[int], dict[int, Firsts]]:
     """The leaves that were done by the end of a chunk."""
     done: tuple[bytes, list[int], dict[int, Firsts]]
-    done = marshal.loads(memoryview(data)[_LENGTH.size + cut :])
+    done = marshal.loads(memoryview(data)[_HEAD.size + cut :])
     return done
 
 
@@ -237,19 +253,20 @@ def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
 
     A stretch is there before those below its directories, its leaf after those of them.
     """
-    leaves = _Leaves()
+    leaves, newest = _Leaves(), AGES_AGO
     for number, chunk in enumerate(chunks(scan)):
         for place, stretch in enumerate(chunk, number << _MANY):
             leaves.push(stretch, place)
-        yield _chunk(chunk, leaves)
+        newest = newest_of(chunk, newest)
+        yield _chunk(chunk, leaves, newest)
     leaves.end()
-    yield _chunk([], leaves)
+    yield _chunk([], leaves, newest)
     yield marshal.dumps(astuple(leaves.summary()))
 
 
-def _chunk(stretches: list[Stretch], leaves: _Leaves) -> bytes:
+def _chunk(stretches: list[Stretch], leaves: _Leaves, newest: int) -> bytes:
     data = packed(stretches)
-    return b"".join((_LENGTH.pack(len(data)), data, leaves.taken()))
+    return b"".join((_HEAD.pack(newest, len(data)), data, leaves.taken()))
 
 
 class _Open:

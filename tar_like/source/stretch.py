@@ -27,6 +27,10 @@ FORMAT = 0o170000
 BITS = 0o7777
 _TOLD, _KEPT = "IqqII", "qqqI"
 """Of the packed columns, the types of struct."""
+AGES_AGO, AGES_TO_COME = -(1 << 63), (1 << 63) - 1
+"""The first and the last time that there may be, in ns."""
+_TOP = bytes(7) + b"\x80"
+"""A lane of 64 bits with the topmost one set."""
 _ONE_LINK = struct.pack("<I", 1)
 _U32 = struct.Struct("<I")
 
@@ -142,10 +146,18 @@ class Stretch(NamedTuple):
         return _unpack(_kept_format(len(self.names)), 4, self.kept)
 
 
-def newest_of(stretches: Iterable[Stretch]) -> int:
-    """The last mtime; the least that there may be, where there are no names."""
+def newest_of(stretches: Iterable[Stretch], so_far: int) -> int:
+    """The last mtime of these names, or ``so_far``, if that is later."""
     mtimes = b"".join(stretch.mtimes for stretch in stretches)
-    return max(struct.unpack(f"<{len(mtimes) // 8}q", mtimes), default=-(1 << 63))
+    count = len(mtimes) // 8
+    # Mostly none is later: all are compared at once, as one number with a lane for each.
+    lanes, top = int.from_bytes(mtimes, "little"), int.from_bytes(_TOP * count, "little")
+    if 0 <= so_far < AGES_TO_COME and not lanes & top:
+        later = int.from_bytes((so_far + 1).to_bytes(8, "little") * count, "little")
+        if not ((lanes | top) - later) & top:
+            return so_far
+    times: tuple[int, ...] = struct.unpack(f"<{count}q", mtimes)
+    return max((so_far, *times))
 
 
 def pack_told(modes: Column, sizes: Column, mtimes: Column, uids: Column, gids: Column) -> bytes:

@@ -53,6 +53,11 @@ class Patching:
         self._room = MOST_PATCHED
 
     @property
+    def newest(self) -> int | None:
+        """The last mtime (ns) in the receiver's tree; None where that is not known."""
+        return self._look.newest
+
+    @property
     def most(self) -> int:
         """How many leaves the receiver may lack: where they are more the whole index is offered."""
         return len(self.base) // LEAF_NAME // PART if self._may_be else 0
@@ -78,9 +83,10 @@ class Patching:
 
         Then the receiver's look is over, and a processor free.
         """
-        done, all_ = len(rows.leaves) // LEAF, len(self.base) // LEAF_NAME
-        early = done * LATE < all_ * (LATE - 1)
-        if early or not self._may_be or len(rows.foreign) > self.most:
+        if not rows.foreign or len(rows.foreign) > self.most:
+            return
+        done, base = len(rows.leaves) // LEAF, len(self.base) // LEAF_NAME
+        if done * LATE < base * (LATE - 1):
             return
         for number in islice(rows.foreign, self._seen, None):
             self._room -= len(self._candidate(rows, number).stretch.names)
@@ -135,7 +141,7 @@ class Patching:
             file.write(_LENGTH.pack(len(text)) + text)
             file.writelines(_parts(given, revised))
             file.flush()
-            with Telling(rows.url, newer, self._look.newest or 0) as telling:
+            with Telling(rows.url, newer, self.newest or 0) as telling:
                 status = self._client.patch(rows.summary.id, file.name, telling.begin)
                 self._client.fetch(status.id, "db", path)
         return Offered(rows.summary.id, status, telling.files)

@@ -13,6 +13,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tar_like.index import BuildOptions, build_index
@@ -28,6 +29,15 @@ from tar_like.upload.block import BlockMaker, Compressor
 from tar_like.wire import Status, bits_missing
 
 TOKEN = "a token"
+
+
+@dataclass(frozen=True)
+class Former:
+    """What a receiver says of the tree that it has (index.recorded.Other)."""
+
+    newest: int | None = None
+    base: bytes = b""
+    most: int = 0
 
 
 class Job:

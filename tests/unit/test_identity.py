@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -22,8 +23,10 @@ from tar_like.index.leaf import Leaf
 from tar_like.layout import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
+from tar_like.source.stretch import Stretch, newest_of, pack_told
 from tests import trees
 from tests.unit.indexes import file, folder, hardlink, numbered, root, symlink
+from tests.unit.receiver import Former
 
 TYPES = {FILE: 0o100000, DIRECTORY: 0o040000, SYMLINK: 0o120000, HARDLINK: 0}
 
@@ -163,17 +166,17 @@ def test_an_index_has_the_id_that_the_protocol_says(
     validate(str(work / "db"), summary.id)
 
 
-@pytest.mark.parametrize("base", [b"", bytes(8)])
+@pytest.mark.parametrize("newest", [None, 0])
 @pytest.mark.parametrize("keep", [None, odd])
 def test_a_scan_has_the_leaves_that_the_protocol_says(
-    tree: Path, work: Path, base: bytes, keep: Callable[[bytes, bool], bool] | None
+    tree: Path, work: Path, newest: int | None, keep: Callable[[bytes, bool], bool] | None
 ) -> None:
     path = str(work / "db")
     with (
         closing(FolderSource(str(tree))) as source,
         closing(Recorded(source, Wanted(keep=keep))) as recorded,
     ):
-        recorded.finish(path, base)
+        recorded.finish(path, Former(newest))
         recorded.write()
         expected, leaves = plain(work / "db")
         assert recorded.summary.id == expected
@@ -193,6 +196,22 @@ def test_one_by_one_or_at_once_a_scan_finds_the_same(
         at_once = list(source.scan(Wanted()))
         monkeypatch.setattr("tar_like.source.batch.Batch.add", lambda *_: None)
         assert list(source.scan(Wanted())) == at_once
+
+
+TIMES = st.integers(-(1 << 63), (1 << 63) - 1) | st.sampled_from(
+    [-(1 << 63), -1, 0, 1, 1 << 62, (1 << 63) - 2, (1 << 63) - 1]
+)
+
+
+@given(st.lists(st.lists(TIMES, max_size=5), max_size=3), TIMES)
+def test_the_newest_name_is_known(times: list[list[int]], so_far: int) -> None:
+    stretches = []
+    for some in times:
+        zeros = [0] * len(some)
+        names = [b"%d" % number for number in range(len(some))]
+        told = pack_told(zeros, zeros, some, zeros, zeros)
+        stretches.append(Stretch(b"", names, told, b"", 0, 0, [], {}, {}, {}, []))
+    assert newest_of(stretches, so_far) == max([so_far, *itertools.chain(*times)])
 
 
 NAMES = st.binary(min_size=1, max_size=3).filter(

@@ -21,7 +21,7 @@ from tar_like.rules import Rules
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
 from tests import trees
-from tests.unit.receiver import Job, sync
+from tests.unit.receiver import Former, Job, sync
 
 TOKEN = "0123456789abcdef"
 
@@ -241,29 +241,34 @@ def leaves_of(folder: Path, spool: Path) -> bytes:
         closing(FolderSource(str(folder))) as source,
         closing(Recorded(source, Wanted())) as recorded,
     ):
-        recorded.finish(str(spool), b"")
+        recorded.finish(str(spool), Former())
         leaves = bytes(recorded.leaves)
     return b"".join(leaves[at : at + 8] for at in range(0, len(leaves), 32))
 
 
-@pytest.mark.parametrize("base", ["none", "not known", "its own", "another", "all but a few"])
-def test_a_recorded_scan_gives_the_index_that_is_built(work: Path, source: Path, base: str) -> None:
+@pytest.mark.parametrize(
+    "other", ["none", "no times", "older", "no leaves", "its own", "another", "all but a few"]
+)
+def test_a_recorded_scan_gives_the_index_that_is_built(
+    work: Path, source: Path, other: str
+) -> None:
     tree = trees.build(work / "hostile", 3, deep=False, files=20)
     with (source / "sparse").open("wb") as file:
         file.seek(1 << 20)
         file.write(b"data")
     for folder in (source, tree.root):
         built, written = work / "built", work / f"written.{folder.name}"
+        leaves = leaves_of(folder, work / "spool")
+        known = {
+            "none": None, "no times": Former(None, bytes(8)), "older": Former(1 << 62, bytes(8)),
+            "no leaves": Former(0), "its own": Former(0, leaves), "another": Former(0, bytes(8)),
+            "all but a few": Former(0, leaves[16:], 2),
+        }[other]  # fmt: skip
         with closing(FolderSource(str(folder))) as plain:
             summary = build_index(plain, str(built), BuildOptions(algorithm="none", fresh=True))
             with closing(Recorded(plain, Wanted())) as recorded:
-                leaves = leaves_of(folder, work / "spool")
-                known = {
-                    "none": None, "not known": b"", "its own": leaves, "another": bytes(8),
-                    "all but a few": leaves[16:],
-                }[base]  # fmt: skip
-                recorded.finish(str(written), known, 2)
-                assert written.exists() == (base in ("none", "another") and len(leaves) > 16)
+                recorded.finish(str(written), known)
+                assert written.exists() == (other in ("none", "no leaves", "another"))
                 assert recorded.write() == summary == recorded.summary
         assert rows(written) == rows(built)
         validate(str(written), summary.id)

@@ -56,7 +56,7 @@ from tar_like.wire import REVISED, REVISION, SEGMENT, Look, PatchHead
 from tests import trees
 from tests.e2e.test_edits import EDITS, Edited
 from tests.unit import indexes
-from tests.unit.receiver import Job, sync
+from tests.unit.receiver import Former, Job, sync
 
 LENGTH = struct.Struct("<I")
 REG, DIR, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
@@ -346,7 +346,7 @@ def honest(
     reader = FolderSource(str(source))
     rows = Recorded(reader, Wanted())
     try:
-        tree = rows.finish(str(spool), b"").id
+        tree = rows.finish(str(spool), Former()).id
         base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
         order = compare(base, bytes(rows.leaves))
         head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
