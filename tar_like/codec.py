@@ -15,7 +15,6 @@ Sources: LZ4 frame format 1.6.3 (lz4/doc/lz4_Frame_format.md).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import lz4.frame
@@ -45,8 +44,7 @@ class Omission(NamedTuple):
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """A decoded block body; ``raw`` holds the present pieces end to end."""
 
     omissions: tuple[Omission, ...]

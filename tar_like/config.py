@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tar_like.errors import UsageError, cause
 from tar_like.layout import DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, round_up
@@ -22,8 +22,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Settings:
+class S3Settings(NamedTuple):
     """How to reach a bucket. Credentials that boto3 finds by itself are not in here."""
 
     bucket: str = ""
@@ -32,9 +31,9 @@ class S3Settings:
     """Empty for AWS, or for what the profile says."""
     region: str = ""
     profile: str = ""
-    access_key: str = field(default="", repr=False)
-    secret_key: str = field(default="", repr=False)
-    session_token: str = field(default="", repr=False)
+    access_key: str = ""
+    secret_key: str = ""
+    session_token: str = ""
     verify_tls: bool = True
     ca_bundle: str = ""
     addressing: str = "auto"
@@ -48,6 +47,10 @@ class S3Settings:
     connections: int = 32
     """Requests that one process has under way at a time."""
 
+    def __repr__(self) -> str:
+        """No secret."""
+        return f"S3Settings(endpoint={self.endpoint!r}, bucket={self.bucket!r})"
+
     @property
     def url(self) -> str:
         """The bucket and prefix of the settings. Raises UsageError when there are none."""
@@ -56,22 +59,24 @@ class S3Settings:
         return f"s3://{self.bucket}/{self.prefix.removeprefix('/')}".removesuffix("/")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
+class Trust(NamedTuple):
     """How a sender knows its receivers, and how they know the sender."""
 
     ca_bundle: str = ""
     """A file with the CAs that sign the receivers' certificates; empty for the system's."""
     verify: bool = True
     """Whether their certificates are checked."""
-    token: str = field(default="", repr=False)
+    token: str = ""
     """What they are shown; empty for nothing."""
     certificate: str = ""
     """A file with the sender's own certificate and its key; empty for none."""
 
+    def __repr__(self) -> str:
+        """No secret."""
+        return f"Trust(ca_bundle={self.ca_bundle!r}, verify={self.verify!r})"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+
+class Settings(NamedTuple):
     """What holds where no flag says otherwise."""
 
     base: str = "."
@@ -86,7 +91,7 @@ class Settings:
     """The Redis that hands out the work; empty for none."""
     durability: str = "full"
     """What an acknowledgement of a receiver survives: ``full`` or ``process``."""
-    tokens: tuple[str, ...] = field(default=(), repr=False)
+    tokens: tuple[str, ...] = ()
     """A sender shows the first one; a receiver takes each of them."""
     jwt_keys: str = ""
     """A folder with public keys: a receiver takes tokens that are signed with theirs."""
@@ -96,7 +101,11 @@ class Settings:
     tls_key: str = ""
     cache: str = ""
     """Where indexes and plans of other hosts' transfers are kept."""
-    s3: S3Settings = field(default_factory=S3Settings)
+    s3: S3Settings = S3Settings()
+
+    def __repr__(self) -> str:
+        """No secret."""
+        return f"Settings(base={self.base!r}, url={self.url!r}, s3={self.s3!r})"
 
     @property
     def dials(self) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tar_like.errors import UsageError
 
@@ -19,8 +18,7 @@ CURRENT = "current"
 MAX_TEXT = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(NamedTuple):
     """The rules of one transfer."""
 
     delete: bool = False
@@ -37,7 +35,7 @@ class Rules:
         """As the wire and the transfer's folder hold it."""
         return {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self.canonical).items()
+            for key, value in self.canonical._asdict().items()
         }
 
     update: bool = False
@@ -83,7 +81,7 @@ class Rules:
         """Raises UsageError for what are no rules, or none of this version."""
         if not isinstance(values, dict):
             raise UsageError("The rules of a transfer are a JSON object.")
-        defaults = {f.name: f.default for f in fields(cls)}
+        defaults = cls._field_defaults
         unknown = sorted(values.keys() - defaults.keys())
         if unknown:
             raise UsageError(f"The receiver does not know the rule {unknown[0]!r}.")
@@ -116,7 +114,7 @@ class Rules:
     @property
     def canonical(self) -> Rules:
         """Without what makes no difference: what a scan left out matters to deleting only."""
-        return self if self.delete else replace(self, regexes=(), patterns=())
+        return self if self.delete else self._replace(regexes=(), patterns=())
 
 
 PATCHED = (Rules(), Rules(delete=True))

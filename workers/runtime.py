@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tar_like.config import Trust
@@ -212,7 +212,7 @@ class Runtime:
     def _trust(self, url: str) -> Trust:
         """The token is not for whomever somebody who writes to Redis may think of."""
         trust = self._options.trust
-        return trust if url in self._options.trusted else replace(trust, token="", certificate="")
+        return trust if url in self._options.trusted else trust._replace(token="", certificate="")
 
     def _probe(self, ready: _Ready, order: Order) -> None:
         """Raises SourceUnusable when nothing of the tree is seen from here: a mount is missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from tar_like import config
 
@@ -38,9 +37,8 @@ def s3_settings(options: argparse.Namespace, settings: config.Settings) -> confi
     """The settings with what the flags say. Raises UsageError."""
     s3 = settings.s3
     if options.profile:  # a profile that is asked for goes before keys that lie around
-        s3 = replace(s3, profile=options.profile, access_key="", secret_key="", session_token="")
-    return replace(
-        s3,
+        s3 = s3._replace(profile=options.profile, access_key="", secret_key="", session_token="")
+    return s3._replace(
         endpoint=options.endpoint or s3.endpoint,
         region=options.region or s3.region,
         addressing=config.addressing(options.addressing or s3.addressing),

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -109,7 +108,7 @@ def _run(
     if "://" in options.target:
         if options.durability != settings.durability:
             raise UsageError("--durability is for a TARGET folder: a proxy has its own.")
-        upload = fanout.check(options, replace(upload, urls=(checked_url(options.target),)))
+        upload = fanout.check(options, upload._replace(urls=(checked_url(options.target),)))
         return _sync(options, upload, source, rows, output, look=begin_look)
     if _LOOKS_REMOTE.match(options.target) and not os.path.exists(options.target):
         raise UsageError(f"{options.target} is not a URL: it looks like http://host:8000/tar.")
@@ -127,6 +126,8 @@ def _sync_to_folder(
     options: argparse.Namespace, upload: UploadOptions, source: Source,
     rows: Recorded | None, output: Output, cores: int,
 ) -> int:  # fmt: skip
+    import dataclasses  # and so on: only once there is a scan under way
+
     from tar_like.proxy import durable
     from tar_like.proxy.server import Receiver, ServerOptions
 
@@ -143,10 +144,9 @@ def _sync_to_folder(
             import tempfile
 
             shadow = stack.enter_context(tempfile.TemporaryDirectory(prefix="tar-like-"))
-            serving = replace(serving, shadow=shadow)
+            serving = dataclasses.replace(serving, shadow=shadow)
         receiver = stack.enter_context(Receiver(serving))
-        upload = replace(
-            upload,
+        upload = upload._replace(
             urls=tuple(receiver.urls),
             trust=config.Trust(token=receiver.token),
             direct=None if over_http else receiver.direct,
@@ -200,7 +200,7 @@ def _sync(
                 code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:
                     return code
-                upload = replace(upload, look=begun.token)
+                upload = upload._replace(look=begun.token)
                 code, carried = _as_patch(
                     options, upload, client, patching, rows, folder, scanned, output
                 )
@@ -212,7 +212,7 @@ def _sync(
         if options.detach:
             code = fanout.detach(options, found.id, output)
         if code is None:
-            upload = replace(upload, index_path=index_path)
+            upload = upload._replace(index_path=index_path)
             return _upload(options, upload, found, output, client, carried)
         return code
     finally:
@@ -276,7 +276,7 @@ def _as_patch(
     scanned(rows.url, offered.status.id)
     say_scanned(tree, output)
     try:
-        upload = replace(upload, index_path=path, patch=offered)
+        upload = upload._replace(index_path=path, patch=offered)
         return _upload(options, upload, tree, output, client), 0
     except PatchGone as gone:
         return None, gone.carried

@@ -93,8 +93,8 @@ def _without(wanted: Wanted, source: Source, paths: Iterable[str]) -> Wanted:
     if "://" in source.url or not own:
         return wanted
     keep = wanted.keep
-    return replace(
-        wanted, keep=lambda path, is_dir: path not in own and (not keep or keep(path, is_dir))
+    return wanted._replace(
+        keep=lambda path, is_dir: path not in own and (not keep or keep(path, is_dir))
     )
 
 

@@ -14,20 +14,20 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.inodes import Inodes
 from tar_like.index.leaf import Leaf
-from tar_like.index.numbering import BuildSummary, Numbering
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
 from tar_like.source.stretch import AGES_AGO, FoundInOrder, InOrder, Stretch, newest_of
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from tar_like.index.numbering import BuildSummary, Numbering
 
 _HEAD = struct.Struct("<qI")
 """Before each chunk of stretches: the last mtime so far, and the bytes before its leaves begin."""
@@ -91,7 +91,7 @@ class Recorded:
 
         None where the other side had no index.
         """
-        self.summary = BuildSummary()
+        self.summary: BuildSummary
         """What was found, with the id of the index without hashes; once it is finished."""
 
     def finish(
@@ -102,6 +102,8 @@ class Recorded:
         ``path`` is where the index goes, should it be wanted; it is begun as soon as it is known to
         be, at once where the other side has none. ``meanwhile`` is called whenever there is more.
         """
+        from tar_like.index.numbering import BuildSummary
+
         self._path = path
         last = b""
         for data in self._packed:
@@ -109,7 +111,7 @@ class Recorded:
                 self._take(last, other)
                 meanwhile()
             last = data
-        self.summary = BuildSummary(*marshal.loads(last))
+        self.summary = BuildSummary(**marshal.loads(last))
         return self.summary
 
     def _take(self, data: bytes, other: Other | None) -> None:
@@ -181,6 +183,7 @@ class Recorded:
         """Begin the index, with the stretches so far."""
         from tar_like.index import schema
         from tar_like.index.build import writing
+        from tar_like.index.numbering import Numbering
 
         with writing(self._path):
             self._db = db = schema.create(self._path)
@@ -261,7 +264,7 @@ def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
         yield _chunk(chunk, leaves, newest)
     leaves.end()
     yield _chunk([], leaves, newest)
-    yield marshal.dumps(astuple(leaves.summary()))
+    yield marshal.dumps(leaves.summary())
 
 
 def _chunk(stretches: list[Stretch], leaves: _Leaves, newest: int) -> bytes:
@@ -288,7 +291,9 @@ class _Leaves:
     """The leaves of the stretches of a scan, and the id."""
 
     def __init__(self) -> None:
-        self._summary = BuildSummary()
+        self._entries = self._files = self._bytes = 0
+        self._skipped = {"special": 0, "unreadable": 0}
+        """By kind."""
         self._identity = Identity(NO_HASH)
         self._inodes: Inodes[bytes] = Inodes()
         self._place = 0
@@ -315,12 +320,17 @@ class _Leaves:
         self._digests, self._places, self._linked = [], [], {}
         return data
 
-    def summary(self) -> BuildSummary:
-        """What there was, at the end."""
+    def summary(self) -> dict[str, Any]:
+        """What there was, at the end: fields of BuildSummary."""
         self._inodes.close()
-        self._summary.id = self._identity.id()
-        self._summary.added = self._summary.entries
-        return self._summary
+        return {
+            "id": self._identity.id(),
+            "entries": self._entries,
+            "added": self._entries,
+            "files": self._files,
+            "bytes": self._bytes,
+            **self._skipped,
+        }
 
     def _pass(self, opened: _Open, count: int | None) -> None:
         """Go past so many names of a stretch, or all."""
@@ -352,19 +362,19 @@ class _Leaves:
                 return
             opened.skipped += 1
             skipped = Skipped(*fields)
-            self._summary.count_skipped(skipped)
+            self._skipped[skipped.kind] += 1
             self._identity.add_skipped(skipped.path, skipped.kind)
 
     def _close(self, opened: _Open) -> None:
-        stretch, firsts, summary = opened.stretch, opened.firsts, self._summary
+        stretch, firsts = opened.stretch, opened.firsts
         told, targets = stretch.told, stretch.targets
-        summary.entries += len(stretch.names)
-        summary.files += stretch.files
-        summary.bytes += stretch.file_bytes
+        self._entries += len(stretch.names)
+        self._files += stretch.files
+        self._bytes += stretch.file_bytes
         if firsts:
             told, files, size = stretch.without(firsts)
-            summary.files -= files
-            summary.bytes -= size
+            self._files -= files
+            self._bytes -= size
             targets = {at: target for at, target in targets.items() if at not in firsts}
             self._linked[self._count] = firsts
         digest = Leaf(stretch.directory, stretch.names, told, targets, firsts, {}).digest()

@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from tar_like.chunks import LARGEST_FILE, SMALLEST_FILE
 from tar_like.database import connect, rewriting
+from tar_like.dirfd import open_file
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.durable import machine
 from tar_like.proxy.ledger import LINKED, TIMES, UNSYNCED, add_indexes, version_of, whole_ledger
@@ -33,6 +34,7 @@ INSERT OR REPLACE INTO meta SELECT ?, EXISTS (SELECT 1 FROM entry WHERE kind = '
 _ROOMY = 3
 """Sizes of the ledger that must be free where a draft is made before room is made."""
 _LOCK = "draft.lock"
+_HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def begin_draft(
@@ -127,7 +129,7 @@ class NextLedger:
         with contextlib.closing(connect(self._file, "ro")) as db:
             self._forget_chunks(db)
         with contextlib.suppress(OSError):  # to free it takes time: not now
-            self._former = os.open(self._destination.ledger, os.O_RDONLY | os.O_CLOEXEC)
+            self._former = os.open(self._destination.ledger, _HELD)
         self._destination.durability.publish(self._file, self._destination.ledger)
 
     def close(self) -> None:
@@ -149,13 +151,21 @@ class NextLedger:
             whole_ledger(self._file, self._path, landed)
         else:
             _make_draft(self._destination, self._path)
-            try:
-                os.rename(_draft(self._destination, self._path), self._file)
-            except FileNotFoundError:
+            if not self._has_draft():
+                _remove(self._file)
                 self._patch.draft(self._destination.ledger, self._file)
         with contextlib.closing(rewriting(self._file)) as db:
             self._complete(db, landed)
             db.execute("COMMIT")
+
+    def _has_draft(self) -> bool:
+        """Whether there was a draft, which has become the file."""
+        try:
+            os.rename(_draft(self._destination, self._path), self._file)
+            os.close(open_file(self._file, os.O_RDONLY))
+        except OSError:
+            return False
+        return True
 
     def _complete(self, db: sqlite3.Connection, landed: str) -> None:
         """Write the rest, and what it says of itself, and an index does not (ledger.OF_LEDGER)."""

@@ -21,7 +21,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any, BinaryIO
 
@@ -87,7 +86,7 @@ class FolderSource:
         return ahead_as(self._stretches(wanted), pack)
 
     def _stretches(self, wanted: Wanted) -> Iterator[Stretch]:
-        (root,) = self._look_at(b"", [b"."], replace(wanted, keep=None))
+        (root,) = self._look_at(b"", [b"."], wanted._replace(keep=None))
         batch = Batch(self._walker)
         listing = self._list(b"", wanted, batch)
         first = next(listing, b"")

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tar_like.config import S3Settings, Trust
@@ -41,8 +41,7 @@ class Offered(NamedTuple):
     """What was read already, by path."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadOptions:
+class UploadOptions(NamedTuple):
     """What to send where, and how."""
 
     source: str
@@ -57,14 +56,14 @@ class UploadOptions:
     ignore_done: bool = False
     """Send blocks that the receiver has, too."""
     compress: str = "auto"
-    trust: Trust = field(default_factory=Trust)
+    trust: Trust = Trust()
     """Workers on other hosts have their own."""
     record: str | None = None
     limit: int = 0
     """Bytes a second that all senders together may put on the wire; 0 is no limit."""
     dials: str = ""
     """Folder where the limit of local processes is found, to be changed."""
-    rules: Rules = field(default_factory=Rules)
+    rules: Rules = Rules()
     """What may be done with names that are at the destination already."""
     checksum: bool = False
     """Have the receiver believe no fingerprint: it reads every file that may be kept."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def test_a_run_of_the_same_tree_with_other_options_is_named(
 
         def between(*arguments: Any) -> Any:
             if name == "_answer":
-                assert Upload(replace(options, rules=Rules(update=True)), Quiet()).run().state
+                assert Upload(options._replace(rules=Rules(update=True)), Quiet()).run().state
                 return real(*arguments)
             status = other()
             return status if name == "_ask_for_plan" else real(*arguments)

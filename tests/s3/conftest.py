@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Store:
         self.client.delete_object(Bucket=self.name, Key=f"tree/{path.decode()}")
 
     def source(self, url: str = "", **changes: Any) -> S3Source:
-        return S3Source(url or self.url, replace(self.settings, **changes))
+        return S3Source(url or self.url, self.settings._replace(**changes))
 
     def environment(self) -> dict[str, str]:
         """What leads a command here."""

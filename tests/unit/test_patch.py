@@ -597,7 +597,9 @@ def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
 
 
 @pytest.mark.parametrize("structural", [False, True])
-@pytest.mark.parametrize("other", ["nothing", "boot", "ledger", "torn", "offered anew"])
+@pytest.mark.parametrize(
+    "other", ["nothing", "boot", "ledger", "torn", "offered anew", "fifo", "symlink"]
+)
 def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     work: Path,
     source: Path,
@@ -627,6 +629,11 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     elif other == "offered anew":
         destination.discard(path)
         assert target.put(tree, body, seen) == transfer
+    shutil.copy(destination.ledger, work / "outside")
+    outside = (work / "outside").read_bytes()
+    if other in ("fifo", "symlink"):
+        os.unlink(made)
+        os.mkfifo(made) if other == "fifo" else os.symlink(work / "outside", made)
     drafts = list[str]()
     draft = Patch.draft
 
@@ -636,7 +643,8 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
 
     monkeypatch.setattr(Patch, "draft", noted)
     target.commit(transfer)
-    assert bool(drafts) == (other in ("boot", "ledger", "offered anew"))
+    assert bool(drafts) == (other not in ("nothing", "torn"))
+    assert (work / "outside").read_bytes() == outside
     monkeypatch.undo()
     trees.assert_same(source, target.dest)
     target.assert_consistent()
