@@ -10,16 +10,17 @@ times and leaves show that it has quite another one, the index is written beside
 from __future__ import annotations
 
 import marshal
-import os
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.inodes import Inodes
 from tar_like.index.leaf import Leaf
+from tar_like.index.spool import Spool
 from tar_like.source import Begins, Found, Skipped, Wanted
 from tar_like.source.ahead import Closed, chunks, loaded, open_stretch, packed
 from tar_like.source.stretch import AGES_AGO, FoundInOrder, InOrder, Stretch, newest_of
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("<qI")
 """Before each chunk of stretches: the last mtime so far, and the bytes before its leaves begin."""
-_LENGTH = struct.Struct("<I")
+_PLACED = struct.Struct("<qQ")
+"""Where a chunk is in the spool, or -1, and its length."""
 _MANY = 10
 """Bits of a stretch's place that number it within its chunk; the chunk's number is above them."""
-IN_MEMORY = 64 << 20
-"""Bytes of stretches that are kept in memory; more go to a file."""
 LEAF, LEAF_NAME = 32, 8
 """Bytes of a leaf's digest, and of its start by which it is known from others."""
 
+Chunk = bytes | memoryview
 Firsts = dict[int, bytes]
 """By position in a stretch: the first path of what is a hard link to it."""
 
@@ -67,13 +68,11 @@ class Recorded:
         """Begin to scan it. Extended attributes are not recorded. Raises SourceUnusable."""
         self._url = source.url
         self._wanted = wanted
-        self._packed = source.scan_as(wanted, _pack)
-        import tempfile  # now, and not before it has begun
-
+        self._spool = Spool()
+        self._packed = source.scan_as(wanted, partial(_pack, self._spool))
         self._path = ""
-        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 closed by close
         self._chunks: array[int] = array("Q")
-        """Where in the spool each chunk begins."""
+        """Of each chunk, where in the spool it is, and its length: one after the other."""
         self._places: array[int] = array("Q")
         """The place of each leaf's stretch. With its digest, 40 bytes of memory a stretch."""
         self._linked: dict[int, int] = {}
@@ -114,15 +113,19 @@ class Recorded:
         self.summary = BuildSummary(**marshal.loads(last))
         return self.summary
 
-    def _take(self, data: bytes, other: Other | None) -> None:
-        newest, cut = _HEAD.unpack_from(data)
+    def _take(self, message: bytes, other: Other | None) -> None:
+        place, length = _PLACED.unpack_from(message)
+        said = memoryview(message)[_PLACED.size :]
         if other is None:
-            self._insert(self._db or self._begin(), data, cut)
+            chunk = self._spool.read(place, length) if place >= 0 else said
+            self._insert(self._db or self._begin(), chunk)
             return
-        self._keep(data, cut)
+        self._keep(self._spool.add(said) if place < 0 else place, length, said)
         if self._db is not None:
-            self._insert(self._db, data, cut)
-        elif other.newest is not None and newest > other.newest and self._is_another(other):
+            self._insert(self._db, self._kept(-1))
+            return
+        newest, _ = _HEAD.unpack_from(said)
+        if other.newest is not None and newest > other.newest and self._is_another(other):
             self._begin()
 
     def _is_another(self, other: Other) -> bool:
@@ -142,21 +145,18 @@ class Recorded:
                 self.foreign.append(number)
         self._compared = done
 
-    def _keep(self, data: bytes, cut: int) -> None:
-        digests, places, linked = _done(data, cut)
+    def _keep(self, place: int, length: int, said: Chunk) -> None:
+        digests, places, linked = _done(said)
         for number in linked:
-            self._linked[number] = len(self._chunks)
+            self._linked[number] = len(self._chunks) // 2
         self.leaves += digests
         self._places.extend(places)
-        self._chunks.append(self._spool.tell())
-        self._spool.write(_LENGTH.pack(len(data)))
-        self._spool.write(data)
+        self._chunks.extend((place, length))
 
-    def _kept(self, chunk: int) -> tuple[bytes, int]:
-        self._spool.seek(self._chunks[chunk])
-        data = self._spool.read(*_LENGTH.unpack(self._spool.read(_LENGTH.size)))
-        self._spool.seek(0, os.SEEK_END)
-        return data, _HEAD.unpack_from(data)[1]
+    def _kept(self, chunk: int) -> Chunk:
+        """A chunk by its number; of -1, the last one."""
+        place, length = self._chunks[2 * chunk : 2 * chunk + 2 or None]
+        return self._spool.read(place, length)
 
     @property
     def url(self) -> str:
@@ -173,10 +173,10 @@ class Recorded:
         """What a leaf (by its number) is the digest of."""
         chunk, place = divmod(self._places[leaf], 1 << _MANY)
         if self._last[0] != chunk:  # mostly they are asked for in order
-            self._last = chunk, _loaded(*self._kept(chunk))
+            self._last = chunk, _loaded(self._kept(chunk))
         firsts: Firsts = {}
         if leaf in self._linked:
-            firsts = _done(*self._kept(self._linked[leaf]))[2][leaf]
+            firsts = _done(self._kept(self._linked[leaf]))[2][leaf]
         return open_stretch(self._last[1][place]), firsts
 
     def _begin(self) -> sqlite3.Connection:
@@ -188,12 +188,12 @@ class Recorded:
         with writing(self._path):
             self._db = db = schema.create(self._path)
         self._numbering = Numbering()
-        for chunk in range(len(self._chunks)):
-            self._insert(db, *self._kept(chunk))
+        for chunk in range(len(self._chunks) // 2):
+            self._insert(db, self._kept(chunk))
         return db
 
-    def _insert(self, db: sqlite3.Connection, data: bytes, cut: int) -> None:
-        self._write(db, self._order.push(_stretches(data, cut)))
+    def _insert(self, db: sqlite3.Connection, chunk: Chunk) -> None:
+        self._write(db, self._order.push(map(open_stretch, _loaded(chunk))))
 
     def _write(self, db: sqlite3.Connection, names: Iterator[Found | Skipped]) -> None:
         """Write rows for the next names."""
@@ -236,40 +236,42 @@ class Recorded:
             self._db.close()
 
 
-def _stretches(data: bytes, cut: int) -> Iterator[Stretch]:
-    return map(open_stretch, _loaded(data, cut))
+def _loaded(chunk: Chunk) -> list[Closed]:
+    _, cut = _HEAD.unpack_from(chunk)
+    return loaded(memoryview(chunk)[_HEAD.size : _HEAD.size + cut])
 
 
-def _loaded(data: bytes, cut: int) -> list[Closed]:
-    return loaded(memoryview(data)[_HEAD.size : _HEAD.size + cut])
-
-
-def _done(data: bytes, cut: int) -> tuple[bytes, list[int], dict[int, Firsts]]:
+def _done(chunk: Chunk) -> tuple[bytes, list[int], dict[int, Firsts]]:
     """The leaves that were done by the end of a chunk."""
+    _, cut = _HEAD.unpack_from(chunk)
     done: tuple[bytes, list[int], dict[int, Firsts]]
-    done = marshal.loads(memoryview(data)[_HEAD.size + cut :])
+    done = marshal.loads(memoryview(chunk)[_HEAD.size + cut :])
     return done
 
 
-def _pack(scan: Iterator[Stretch]) -> Iterator[bytes]:
+def _pack(spool: Spool, scan: Iterator[Stretch]) -> Iterator[bytes]:
     """Chunks of stretches, with the leaves that are done; the last one says what they are together.
 
-    A stretch is there before those below its directories, its leaf after those of them.
+    A stretch is there before those below its directories, its leaf after those of them. What is
+    given of a chunk that the spool has kept lacks the stretches.
     """
     leaves, newest = _Leaves(), AGES_AGO
-    for number, chunk in enumerate(chunks(scan)):
-        for place, stretch in enumerate(chunk, number << _MANY):
+    for number, stretches in enumerate(chunks(scan)):
+        for place, stretch in enumerate(stretches, number << _MANY):
             leaves.push(stretch, place)
-        newest = newest_of(chunk, newest)
-        yield _chunk(chunk, leaves, newest)
+        newest = newest_of(stretches, newest)
+        yield _chunk(spool, stretches, leaves, newest)
     leaves.end()
-    yield _chunk([], leaves, newest)
+    yield _chunk(spool, [], leaves, newest)
     yield marshal.dumps(leaves.summary())
 
 
-def _chunk(stretches: list[Stretch], leaves: _Leaves, newest: int) -> bytes:
-    data = packed(stretches)
-    return b"".join((_HEAD.pack(newest, len(data)), data, leaves.taken()))
+def _chunk(spool: Spool, stretches: list[Stretch], leaves: _Leaves, newest: int) -> bytes:
+    data, done = packed(stretches), leaves.taken()
+    chunk = b"".join((_HEAD.pack(newest, len(data)), data, done))
+    place = spool.keep(chunk)
+    said = chunk if place < 0 else _HEAD.pack(newest, 0) + done
+    return _PLACED.pack(place, len(chunk)) + said
 
 
 class _Open:
