@@ -21,7 +21,9 @@ import os
 import re
 import secrets
 import sqlite3
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from tar_like.database import connect, connect_readonly, scratch
 from tar_like.dirfd import Walker, open_file
@@ -41,8 +43,11 @@ _SETTLING = 2.0
 """Seconds in which times may be too coarse to tell two states of a name apart."""
 _NOTING = 1.0
 """Seconds that a look waits for a commit that may end at any moment."""
+_LEARNED = 256 << 20
+"""Bytes of a ledger: some 1.5 million names."""
 _MANY = 8
 """Sights are written anew where one in so many would spare the next look a directory's listing."""
+_Closes = TypeVar("_Closes", sqlite3.Connection, Remembered, Writing)
 TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
 _INSERT = "INSERT INTO touched VALUES (?)"
 
@@ -71,11 +76,31 @@ def run_look(destination: Destination, token: str) -> None:
     commit = os.path.join(destination.home, COMMIT_LOCK)
     with contextlib.suppress(BlockingIOError), held(commit, shared=True, wait=_NOTING):
         pass  # one that has reported may still be noting down what is remembered
-    with held(_lock(destination, token)):
-        seen = _look(destination, token, now)
-        with open(f"{final}.tmp", "w", encoding="ascii") as file:
-            json.dump(asdict(seen), file)
-        os.replace(f"{final}.tmp", final)
+    with contextlib.ExitStack() as opened:
+        with held(_lock(destination, token)):
+            seen, remember = _look(destination, token, now, opened)
+            with open(f"{final}.tmp", "w", encoding="ascii") as file:
+                json.dump(asdict(seen), file)
+            os.replace(f"{final}.tmp", final)
+        remember()  # which nobody waits for
+
+
+def learn(destination: Destination) -> None:
+    """Look for the sake of the next look, where nothing is remembered of the last commit's tree.
+
+    Not of a tree so large that it would keep the machine busy for long.
+    """
+    remembered = Remembered(os.path.join(destination.looks, SIGHTS), version_of(destination.ledger))
+    remembered.close()
+    if remembered.usable:
+        return
+    found = begin(destination)
+    if not found.index or os.path.getsize(destination.ledger) > _LEARNED:
+        return
+    run_look(destination, found.token)
+    for kind in ("json", "db", "lock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_path(destination, found.token, kind))
 
 
 def find_touched(destination: Destination, token: str) -> str:
@@ -168,19 +193,24 @@ def _forget_old(destination: Destination, now: float) -> None:
                     os.unlink(file.path)
 
 
-def _look(destination: Destination, token: str, now: float) -> Seen:
+def _look(
+    destination: Destination, token: str, now: float, opened: contextlib.ExitStack
+) -> tuple[Seen, Callable[[], None]]:
+    """What is seen, and what is to be done for the next look while files are ``opened``."""
     version, index_id = version_of(destination.ledger), last_index(destination)
     if not index_id:
-        return Seen(index="", ledger=version)
+        return Seen(index="", ledger=version), _nothing
     sights, new = os.path.join(destination.looks, SIGHTS), _path(destination, token, SIGHTS)
+
+    def open_for_long(one: _Closes) -> _Closes:
+        return opened.enter_context(contextlib.closing(one))
+
     try:
-        with (
-            contextlib.closing(connect(destination.ledger, "ro")) as db,
-            contextlib.closing(Remembered(sights, version)) as remembered,
-            contextlib.closing(Writing(new, version)) as writing,
-            contextlib.closing(_new_list(_path(destination, token, "db"))) as touched,
-            Walker(destination.root) as walker,
-        ):
+        db = open_for_long(connect(destination.ledger, "ro"))
+        remembered = open_for_long(Remembered(sights, version))
+        writing = open_for_long(Writing(new, version))
+        walker = opened.enter_context(Walker(destination.root))
+        with contextlib.closing(_new_list(_path(destination, token, "db"))) as touched:
             look = Inspection(db, walker, same=not _has_attributes(db))
             before = Recall(remembered, walker, round((now - _SETTLING) * 1e9))
             if look.same:
@@ -190,15 +220,26 @@ def _look(destination: Destination, token: str, now: float) -> Seen:
                 known = {one.path for one in before.sights()} if look.same else set[bytes]()
                 found = look.touched_but(known) if look.same else look.touched()
                 touched.executemany(_INSERT, ((number,) for number in found))
-            if look.same and (writing.count or before.slow * _MANY > before.count):
-                for one in before.sights():
-                    writing.add(one)
-                writing.publish(sights, whole=look.whole)
             touched.execute("COMMIT")
-            same, extra = look.same, look.same and look.extra
-            return Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
     except (OSError, sqlite3.Error):
-        return Seen(index=index_id, ledger=version)
+        return Seen(index=index_id, ledger=version), _nothing
+
+    def remember() -> None:
+        """Where it is of use for the next look. Whatever goes wrong, that takes longer, no more."""
+        with contextlib.suppress(OSError):
+            for one in before.sights():
+                writing.add(one)
+            if version_of(destination.ledger) == version:
+                writing.publish(sights, whole=look.whole)
+
+    useful = look.same and (writing.count or before.slow * _MANY > before.count)
+    same, extra = look.same, look.same and look.extra
+    seen = Seen(index=index_id, ledger=version, same=same, extra=extra, files=True)
+    return seen, remember if useful else _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _has_attributes(ledger: sqlite3.Connection) -> bool:

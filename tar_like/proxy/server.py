@@ -54,8 +54,8 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     processes: int = 1
-    exclusive: bool = False
-    """Be the destination's only receiver, with a port for each process; for one run."""
+    lasting: bool = True
+    """Not only for one run."""
     jobs: int = 1
     """Processes of a commit."""
     durability: Durability = FULL
@@ -106,7 +106,7 @@ class Receiver:
     def __init__(self, options: ServerOptions) -> None:
         """Bind and fork; the receiver serves when this returns. Raises TarLikeError."""
         self.token = random_token()
-        options = replace(options, tokens=(self.token,))
+        options = replace(options, tokens=(self.token,), lasting=False)
         self._destination = destination = Destination(
             options.destination, options.durability, shadow=options.shadow
         )
@@ -114,6 +114,7 @@ class Receiver:
         self._lock = destination.lock(exclusive=True)
         self._jobs = options.jobs
         self._looking = 0
+        self._look = Look(token="", index="")
         destination.sweep()
         sockets = [bind(options.host, 0) for _ in range(options.processes)]
         self.urls = [_url(one) for one in sockets]
@@ -130,7 +131,7 @@ class Receiver:
         """Begin to look whether everything is as the last commit left it."""
         from tar_like.proxy.look import begin, run_look
 
-        found = begin(self._destination)
+        self._look = found = begin(self._destination)
         if found.index:
             self._looking = _fork(lambda: run_look(self._destination, found.token))
         return found
@@ -162,15 +163,22 @@ class Receiver:
         if self._lock < 0:
             return
         if self._looking:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._looking, signal.SIGKILL)
-                os.waitpid(self._looking, 0)
+            self._end_look(at_once=at_once)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, AT_ONCE if at_once else signal.SIGTERM)
             os.waitpid(self._pid, 0)
         self._destination.sweep()
         os.close(self._lock)
         self._lock = -1
+
+    def _end_look(self, *, at_once: bool) -> None:
+        """What was seen in a run that is complete is of use for the next one: it is noted down."""
+        from tar_like.proxy.look import read_look
+
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if not at_once or read_look(self._destination, self._look.token) is None:
+                os.kill(self._looking, signal.SIGKILL)
+            os.waitpid(self._looking, 0)
 
     def __enter__(self) -> Receiver:
         return self
@@ -345,17 +353,24 @@ class _Supervisor:
         os.write(self._writer, f"{json.dumps(words)}\n".encode())
 
     def _start_work(self, kind: str, *words: str) -> None:
-        from tar_like.proxy.commit import run_commit
         from tar_like.proxy.look import run_look
         from tar_like.proxy.planning import run_planning
 
         destination, jobs = self._destination, self._options.jobs
         work: dict[str, Callable[[], None]] = {
-            "commit": lambda: run_commit(destination, words[0], words[1], jobs),
+            "commit": lambda: self._commit(*words),
             "plan": lambda: run_planning(destination, words[0], words[1], words[2], jobs),
             "look": lambda: run_look(destination, *words),
         }
         self._work.add(_fork(work[kind]))
+
+    def _commit(self, transfer_id: str, token: str) -> None:
+        from tar_like.proxy.commit import run_commit
+        from tar_like.proxy.look import learn
+
+        run_commit(self._destination, transfer_id, token, self._options.jobs)
+        if self._options.lasting:
+            learn(self._destination)  # nobody waits for that, nor for the end of this process
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""
@@ -384,7 +399,11 @@ class _Supervisor:
                 self._start_server(listener)
 
     def _end(self) -> None:
-        for pid in [*self._servers, *self._work]:
+        # A commit that all know of may still note down what is of use for the next run.
+        ended = (
+            [*self._servers] if self._ending == signal.SIGKILL else [*self._servers, *self._work]
+        )
+        for pid in ended:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, self._ending)
         deadline = time.monotonic() + SHUTDOWN + 2

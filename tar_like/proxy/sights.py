@@ -350,6 +350,11 @@ class Remembered:
             else:
                 file.close()
 
+    @property
+    def usable(self) -> bool:
+        """Whether there are any, of that ledger."""
+        return self._file is not None
+
     def __iter__(self) -> Iterator[Sight]:
         """Each of them, always in the same order. Raises OSError."""
         if self._file is None:

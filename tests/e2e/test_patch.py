@@ -6,7 +6,7 @@ import os
 import random
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from blake3 import blake3
 
 from tar_like.cli import main
 from tar_like.index import Index, validate
+from tar_like.proxy.ledger import version_of
+from tar_like.proxy.sights import Remembered
 from tar_like.upload.patch import Patching
 from tests.e2e.harness import Job, Proxy, index, run, sync, wait_for
 from tests.e2e.test_edits import EDITS, Edited
@@ -321,3 +323,32 @@ def test_json_is_of_the_whole_tree(work: Path, tree: Edited) -> None:
         == ask(dst / ".tar_like/ledger.db", "SELECT value FROM meta WHERE key = 'id'")[0][0]
     )
     assert run("sync", tree.root, dst).message.startswith("tar-like: ")
+
+
+def sights(dst: Path) -> bool:
+    """Whether anything is remembered of the last commit's tree."""
+    ledger, path = dst / ".tar_like/ledger.db", dst / ".tar_like/looks/sights"
+    remembered = Remembered(str(path), version_of(str(ledger)))
+    remembered.close()
+    return remembered.usable
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_was_seen_is_remembered_for_the_next_run(
+    work: Path, tree: Edited, lasting: bool
+) -> None:
+    """Of a receiver that lasts also after its first commit, when nobody waits for that."""
+    dst = work / "dst"
+    with Proxy(dst) if lasting else nullcontext() as proxy:
+        target = proxy.url if proxy is not None else dst
+        sync(tree.root, target)
+        if lasting:
+            wait_for("what is learned", lambda: sights(dst))
+        assert sights(dst) == lasting
+        sync(tree.root, target)
+        assert sights(dst)
+        tree.create()
+        sync(tree.root, target, "--delete")
+        assert was_patched(dst)
+        wait_for("what is carried over", lambda: sights(dst))
+    assert_same(tree.root, dst, xattrs=True)

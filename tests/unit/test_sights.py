@@ -25,7 +25,15 @@ from tar_like.proxy import sights as of_sights
 from tar_like.proxy.durable import PROCESS
 from tar_like.proxy.look import Seen, read_look, run_look
 from tar_like.proxy.place import Destination, held
-from tar_like.proxy.sights import Comparing, Remembered, Sight, Taking, numbers_of, renewed
+from tar_like.proxy.sights import (
+    Comparing,
+    Remembered,
+    Sight,
+    Taking,
+    Writing,
+    numbers_of,
+    renewed,
+)
 from tests import trees
 from tests.unit.receiver import in_child, sync
 
@@ -611,3 +619,51 @@ def test_a_look_does_not_depend_on_what_can_be_remembered(
         assert look(dest) == (same(dest), [])
     (dest / "d/after").write_bytes(b"others")
     assert len(look(dest)[1]) == 1
+
+
+def test_a_look_says_what_it_saw_before_it_remembers(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a ledger that has come meanwhile is not given sights of another one."""
+    sights_of(dest).unlink()
+    publish, seen = Writing.publish, list[Seen | None]()
+
+    def noted(writing: Writing, final: str, *, whole: bool) -> None:
+        seen.append(read_look(Destination(str(dest)), TOKEN))
+        with held(str(dest / f".tar_like/looks/{TOKEN}.lock"), wait=0.0):
+            publish(writing, final, whole=whole)
+
+    monkeypatch.setattr(Writing, "publish", noted)
+    look(dest)
+    assert len(seen) == 1 and seen[0] is not None and seen[0].files
+    sights_of(dest).unlink()
+    sights = recall.Recall.sights
+
+    def meanwhile(before: recall.Recall) -> Iterator[Sight]:
+        shutil.copy(dest / ".tar_like/ledger.db", dest / ".tar_like/copy")
+        (dest / ".tar_like/copy").rename(dest / ".tar_like/ledger.db")
+        yield from sights(before)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recall.Recall, "sights", meanwhile)
+        run_look(Destination(str(dest)), TOKEN)
+    assert len(seen) == 1 and not sights_of(dest).exists()
+
+
+def test_what_a_whole_commit_leaves_is_learned_once(source: Path, work: Path) -> None:
+    dest = work / "learned"
+    assert sync(source, dest, algorithm="none", durability=PROCESS) == {}
+    destination = Destination(str(dest))
+    with mock.patch.object(looking, "_LEARNED", 0):
+        looking.learn(destination)
+    assert remembered(dest) == (set(), False)
+    looking.learn(destination)
+    assert remembered(dest)[0]
+    assert os.listdir(destination.looks) == ["sights"]
+    before = sights_of(dest).stat()
+    looking.learn(destination)
+    assert sights_of(dest).stat() == before
+    assert look(dest) == look_at_rows(dest) == (same(dest), [])
+    shutil.rmtree(dest / ".tar_like/transfers")
+    (dest / ".tar_like/ledger.db").unlink()
+    looking.learn(destination)  # there is nothing
