@@ -16,7 +16,8 @@ from tar_like.wire import Failure
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE)
 NO_TIME = "has a modification time that the destination's filesystem cannot hold"
 NOT_EMPTY = (
-    "cannot be put in place: a directory that is not empty has its name (--delete replaces it)"
+    "cannot be put in place: a directory that is not empty has its name, which only gives way "
+    "where --delete may delete"
 )
 
 
