@@ -76,7 +76,8 @@ class Walker:
         above, slash, name = directory.rpartition(b"/")
         if slash and not above:
             self._push(b"")  # a path that begins at the top of all
-        current, beside, self._current = self._current, self._above, b"\0"
+        current, beside = self._current, self._above
+        self._current, self._above = b"\0", None  # whatever fails, nothing is beside that
         if beside == above and self._fds:  # as mostly: one after the other
             self._names.pop()
             os.close(self._fds.pop())

@@ -78,14 +78,12 @@ class Look:
 
 
 SEGMENT = struct.Struct("<Iqq")
+"""In a patch: the position of a file in its leaf, and a range of it that holds data."""
 REVISED = struct.Struct("<III")
 """The start of a leaf that is given as another one with some names revised: the number of that one
 in the base, how many names, how many segments."""
 REVISION = struct.Struct("<HIqqIIqq")
 """What each of them is now: its position; mode, size, mtime, uid, gid; ctime, inode."""
-"""In a patch: the position of a file in its leaf, and a range of it that holds data."""
-
-
 MOST_PATCHED = 100_000
 """Names that a patch may have, and what is gone by it besides: they are held in memory."""
 MOST_TOLD = 2000

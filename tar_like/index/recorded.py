@@ -57,8 +57,9 @@ class Other(Protocol):
         known. Asked for when a name is newer."""
 
     @property
-    def most(self) -> int:
-        """Where more leaves than so many are foreign, the index is wanted for certain."""
+    def most(self) -> int | None:
+        """Where more leaves than so many are foreign, the index is wanted for certain; None where
+        it is as soon as a name is newer."""
 
 
 class Recorded:
@@ -88,7 +89,7 @@ class Recorded:
         self.leaves = bytearray()
         """The digests of the leaves, 32 bytes each, in the order of the id; those that are done.
 
-        None where the other side had no index.
+        They are not kept where the other side has no index.
         """
         self.summary: BuildSummary
         """What was found, with the id of the index without hashes; once it is finished."""
@@ -130,11 +131,14 @@ class Recorded:
 
     def _is_another(self, other: Other) -> bool:
         """Whether it is certain that this is not the other tree, nor one much like it."""
+        most = other.most
+        if most is None:
+            return True
         if self._names is None:
             base = other.base
             self._names = {base[at : at + LEAF_NAME] for at in range(0, len(base), LEAF_NAME)}
         self._compare(self._names)
-        return not self._names or len(self.foreign) > other.most
+        return not self._names or len(self.foreign) > most
 
     def _compare(self, names: set[bytes]) -> None:
         """See which of the leaves that are done the other side lacks."""

@@ -8,6 +8,7 @@ What is passed on has to wait until it is taken; what is kept has not.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ class Spool:
         """A chunk of so many bytes that is kept there. Raises OSError."""
         if place < IN_MEMORY:
             data = memoryview(bytearray(length))
-            read_at(self._shared, data, place)
+            if read_at(self._shared, data, place) < length:
+                raise OSError(errno.EIO, "what was kept of a scan is gone")
             return bytes(data)
         assert self._file is not None
         self._file.seek(place - IN_MEMORY)
@@ -65,6 +67,7 @@ class Spool:
         """Give up what is kept. Idempotent."""
         shared, self._shared = self._shared, -1
         if shared != -1:
+            os.ftruncate(shared, 0)  # processes that were forked since have it, too
             os.close(shared)
         if self._file is not None:
             self._file.close()

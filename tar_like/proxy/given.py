@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from blake3 import blake3
 
-from tar_like.errors import IndexInvalid
+from tar_like.errors import Conflict, IndexInvalid
 from tar_like.index.leaf import Leaf
 from tar_like.proxy.ledger import LeafRow
 from tar_like.source import Found
@@ -96,9 +96,9 @@ class Revision(NamedTuple):
     segments: Segments
 
     def of(self, was: Leaf) -> Leaf:
-        """What becomes of that leaf. Raises IndexInvalid."""
+        """What becomes of that leaf. Raises Conflict where it was taken for another one."""
         if self.positions[-1] >= len(was.names):
-            raise IndexInvalid(_DAMAGED)
+            raise Conflict("The patch makes a leaf of one that has not so many names.")
         told, rows = bytearray(was.told), self.rows
         modes, sizes, mtimes, uids, gids = was.starts
         for at, position in zip(range(2, len(rows), REVISION.size), self.positions, strict=True):
@@ -110,7 +110,8 @@ class Revision(NamedTuple):
             told[gids + four : gids + four + 4] = rows[at + 24 : at + 28]
         targets = was.targets
         if targets:
-            targets = {at: one for at, one in targets.items() if at not in self.positions}
+            revised = frozenset(self.positions)
+            targets = {at: one for at, one in targets.items() if at not in revised}
         return Leaf(was.directory, was.names, bytes(told), targets, {}, {})
 
     def given(self) -> Iterator[tuple[int, Given]]:

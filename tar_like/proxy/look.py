@@ -6,6 +6,9 @@
 Of a directory that a look before has found as the ledger says it only sees that it is still so
 (sights); the ledger's entries are gone through where it is not.
 
+What a look notes down for the next one it writes when it has said what it saw. A receiver that goes
+on also takes one when a whole tree was committed (learn), for the next one's sake.
+
 A sender has it begun before it scans its tree, so both go on side by side. When the tree turns out
 to be the one of the last commit, and this found nothing changed since, there is nothing to do: no
 index is sent, no plan made. When it is another, its survey need not look at every file again. It
@@ -73,7 +76,7 @@ def run_look(destination: Destination, token: str) -> None:
     final = _path(destination, token)
     now = destination.now()
     _forget_old(destination, now)
-    commit = os.path.join(destination.home, COMMIT_LOCK)
+    commit = _commit_lock(destination)
     with contextlib.suppress(BlockingIOError), held(commit, shared=True, wait=_NOTING):
         pass  # one that has reported may still be noting down what is remembered
     with contextlib.ExitStack() as opened:
@@ -88,7 +91,8 @@ def run_look(destination: Destination, token: str) -> None:
 def learn(destination: Destination) -> None:
     """Look for the sake of the next look, where nothing is remembered of the last commit's tree.
 
-    Not of a tree so large that it would keep the machine busy for long.
+    Not of a tree so large that it would keep the machine busy for long, nor of one that nothing
+    would be remembered of.
     """
     remembered = Remembered(os.path.join(destination.looks, SIGHTS), version_of(destination.ledger))
     remembered.close()
@@ -97,6 +101,9 @@ def learn(destination: Destination) -> None:
     found = begin(destination)
     if not found.index or os.path.getsize(destination.ledger) > _LEARNED:
         return
+    with contextlib.closing(connect(destination.ledger, "ro")) as db:
+        if _has_attributes(db):
+            return
     run_look(destination, found.token)
     for kind in ("json", "db", "lock"):
         with contextlib.suppress(FileNotFoundError):
@@ -181,6 +188,10 @@ def _path(destination: Destination, token: str, kind: str = "json") -> str:
     return os.path.join(destination.looks, f"{token}.{kind}")
 
 
+def _commit_lock(destination: Destination) -> str:
+    return os.path.join(destination.home, COMMIT_LOCK)
+
+
 def _lock(destination: Destination, token: str) -> str:
     return _path(destination, token, "lock")
 
@@ -229,8 +240,10 @@ def _look(
         with contextlib.suppress(OSError):
             for one in before.sights():
                 writing.add(one)
-            if version_of(destination.ledger) == version:
-                writing.publish(sights, whole=look.whole)
+            # A commit that is under way may carry over what was remembered before.
+            with held(_commit_lock(destination), shared=True, wait=0.0):
+                if version_of(destination.ledger) == version:
+                    writing.publish(sights, whole=look.whole)
 
     useful = look.same and (writing.count or before.slow * _MANY > before.count)
     same, extra = look.same, look.same and look.extra

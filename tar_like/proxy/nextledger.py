@@ -10,7 +10,6 @@ A draft can be made at any time before: a small patch's is made while its blocks
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import sqlite3
@@ -34,11 +33,13 @@ INSERT OR REPLACE INTO meta SELECT ?, EXISTS (SELECT 1 FROM entry WHERE kind = '
 _ROOMY = 3
 """Sizes of the ledger that must be free where a draft is made before room is made."""
 _LOCK = "draft.lock"
+_PATIENCE = 30.0
+"""Seconds that a commit waits for a draft that somebody else makes."""
 _HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def begin_draft(
-    destination: Destination, path: str, *, spare: int = 0, wait: float = math.inf
+    destination: Destination, path: str, *, spare: int = 0, wait: float
 ) -> threading.Thread | None:
     """Begin to make a draft for the transfer of a patch (its folder), on a thread.
 
@@ -57,31 +58,34 @@ def begin_draft(
     return thread
 
 
-def _make_draft(
-    destination: Destination, path: str, *, spare: int = 0, wait: float = math.inf
-) -> None:
-    """Make a draft, unless there is one; where one is being made, wait for it."""
+def _make_draft(destination: Destination, path: str, *, spare: int = 0, wait: float) -> None:
+    """Make a draft, unless there is one; where one is being made, wait for it so many seconds."""
     lock = os.path.join(path, _LOCK)
     with contextlib.suppress(OSError, MemoryError, sqlite3.Error), held(lock, wait=wait):
         patch, ledger = patch_of(path), destination.ledger
         final = _draft(destination, path)
         if os.path.exists(final) or patch is None or not patch.fits(ledger):
             return
+        _remove_drafts(path)
         room = os.statvfs(path)
         if room.f_bavail * room.f_frsize < _ROOMY * os.path.getsize(ledger) + spare:
             return  # names that are replaced or deleted may free some before it is needed
         new = os.path.join(path, f"draft.{secrets.token_hex(8)}")
         here = os.stat(lock)
         try:
-            for name in os.listdir(path):
-                if name.startswith("draft") and name != _LOCK:
-                    _remove(os.path.join(path, name))
             patch.draft(ledger, new)
             add_indexes(new)
             if os.path.samestat(here, os.stat(lock)):  # this very transfer still
                 os.rename(new, final)
         finally:
             _remove(new)  # others need the room
+
+
+def _remove_drafts(path: str) -> None:
+    """Of other ledgers, other boots, and those that were killed in the making."""
+    for name in os.listdir(path):
+        if name.startswith("draft") and name != _LOCK:
+            _remove(os.path.join(path, name))
 
 
 def _draft(destination: Destination, path: str) -> str:
@@ -114,7 +118,7 @@ class NextLedger:
         No process may be forked before it is published or closed.
         """
         if self._patch is not None:
-            self._drafting = begin_draft(self._destination, self._path)
+            self._drafting = begin_draft(self._destination, self._path, wait=_PATIENCE)
 
     def publish(self, landed: str) -> None:
         """Say what is at the destination from now on; ``landed`` is a file with that table.
@@ -140,6 +144,7 @@ class NextLedger:
             self._former = -1
 
     def _give_up(self) -> None:
+        """Wait until nothing is being written any more, and remove it."""
         if self._drafting is not None:
             self._drafting.join()
             self._drafting = None
@@ -150,9 +155,10 @@ class NextLedger:
         if self._patch is None:
             whole_ledger(self._file, self._path, landed)
         else:
-            _make_draft(self._destination, self._path)
+            _make_draft(self._destination, self._path, wait=_PATIENCE)
             if not self._has_draft():
                 _remove(self._file)
+                _remove_drafts(self._path)
                 self._patch.draft(self._destination.ledger, self._file)
         with contextlib.closing(rewriting(self._file)) as db:
             self._complete(db, landed)

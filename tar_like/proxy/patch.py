@@ -110,7 +110,8 @@ LEFT JOIN source.landed l ON l.entry_id = e.id WHERE NOT a.same
 """
 
 _CHANGED = """
-INSERT INTO main.meta SELECT 'changed', max(ctime) FROM main.entry HAVING max(ctime) IS NOT NULL
+INSERT INTO main.meta
+SELECT 'changed', last FROM (SELECT max(ctime) AS last FROM main.entry) WHERE last IS NOT NULL
 """
 _NEWEST = """
 UPDATE main.meta SET value = max(CAST(value AS INTEGER),

@@ -225,7 +225,7 @@ class _Patching:
         """Raises Conflict, IndexInvalid, OSError."""
         gaps, revisions = self._read(file)
         dropped = self._dropped(gaps)
-        leaves = dropped.values()
+        leaves = dropped.values()  # those that are not revised, once that is done
         known = _with_parents({leaf.directory for leaf in leaves})  # not of what is only given
         known.update(one.row.directory for one in self._given.values())
         self._sights = self._recall(known)

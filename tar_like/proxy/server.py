@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import ssl
 import sys
 import time
@@ -43,7 +44,9 @@ SHUTDOWN = 5
 """Seconds that requests in flight get when the receiver is told to stop."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = signal.SIGQUIT
-"""Tells a supervisor to end its processes without waiting for what they do."""
+"""Tells a supervisor to end its processes, without waiting for them to do so by themselves.
+
+A commit, which is complete then, gets some seconds for what it notes down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +179,13 @@ class Receiver:
         from tar_like.proxy.look import read_look
 
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            if not at_once or read_look(self._destination, self._look.token) is None:
-                os.kill(self._looking, signal.SIGKILL)
+            deadline = time.monotonic() + SHUTDOWN if at_once else 0.0
+            noting = read_look(self._destination, self._look.token) is not None
+            while noting and time.monotonic() < deadline:
+                if _ended(self._looking):
+                    return
+                time.sleep(0.001)
+            os.kill(self._looking, signal.SIGKILL)
             os.waitpid(self._looking, 0)
 
     def __enter__(self) -> Receiver:
@@ -285,7 +293,8 @@ class _Supervisor:
         os.set_blocking(self._wake_writer, False)
         os.set_blocking(self._wake_reader, False)
         self._servers: dict[int, socket.socket] = {}
-        self._work: set[int] = set()
+        self._work: dict[int, str] = {}
+        """What each process does, by its pid."""
         self._stopping = False
         self._next_expiry = time.monotonic()
         self._ending = signal.SIGTERM
@@ -362,15 +371,17 @@ class _Supervisor:
             "plan": lambda: run_planning(destination, words[0], words[1], words[2], jobs),
             "look": lambda: run_look(destination, *words),
         }
-        self._work.add(_fork(work[kind]))
+        self._work[_fork(work[kind])] = kind
 
     def _commit(self, transfer_id: str, token: str) -> None:
         from tar_like.proxy.commit import run_commit
         from tar_like.proxy.look import learn
 
         run_commit(self._destination, transfer_id, token, self._options.jobs)
-        if self._options.lasting:
-            learn(self._destination)  # nobody waits for that, nor for the end of this process
+        complete = not os.path.exists(self._destination.transfer(transfer_id))
+        if complete and self._options.lasting:  # nobody waits for the end of this process
+            with contextlib.suppress(OSError, sqlite3.Error):
+                learn(self._destination)
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""
@@ -391,7 +402,7 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            self._work.discard(pid)
+            self._work.pop(pid, None)
             listener = self._servers.pop(pid, None)
             if listener is not None and not self._stopping:
                 if status:
@@ -399,11 +410,10 @@ class _Supervisor:
                 self._start_server(listener)
 
     def _end(self) -> None:
+        at_once = self._ending == signal.SIGKILL
         # A commit that all know of may still note down what is of use for the next run.
-        ended = (
-            [*self._servers] if self._ending == signal.SIGKILL else [*self._servers, *self._work]
-        )
-        for pid in ended:
+        noting = {pid for pid, kind in self._work.items() if at_once and kind == "commit"}
+        for pid in {*self._servers, *self._work} - noting:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, self._ending)
         deadline = time.monotonic() + SHUTDOWN + 2

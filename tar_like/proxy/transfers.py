@@ -23,7 +23,7 @@ from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import Rules
-from tar_like.wire import LOOKING, OPEN, Look, Status, bitmap
+from tar_like.wire import LOOKING, OPEN, RECEIVING, Look, Status, bitmap
 
 WAIT = 10.0
 """Seconds that a request for a plan or a commit waits before it answers that it is under way."""
@@ -130,7 +130,7 @@ class Transfers:
         transfer = self.get(transfer_id)
         if transfer.is_easy(wish.look):
             status = transfer.negotiate_as(wish, rules)
-            if status.state != OPEN and is_patch(transfer.path):
+            if status.state == RECEIVING and is_patch(transfer.path):
                 # While the blocks are coming; each of many requests finds it begun.
                 begin_draft(self.destination, transfer.path, spare=status.bytes, wait=0.0)
             return status

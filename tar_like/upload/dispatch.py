@@ -34,8 +34,6 @@ class Progress(Protocol):
 class Offered(NamedTuple):
     """A patch that the receiver has taken up."""
 
-    tree: str
-    """The id of the whole tree."""
     status: Status
     files: Mapping[bytes, WasRead]
     """What was read already, by path."""

@@ -58,9 +58,12 @@ class Patching:
         return self._look.newest
 
     @property
-    def most(self) -> int:
-        """How many leaves the receiver may lack: where they are more the whole index is offered."""
-        return len(self.base) // LEAF_NAME // PART if self._may_be else 0
+    def most(self) -> int | None:
+        """How many leaves the receiver may lack: where they are more the whole index is offered.
+
+        None where it is always.
+        """
+        return len(self.base) // LEAF_NAME // PART if self._may_be else None
 
     @property
     def _may_be(self) -> bool:
@@ -83,7 +86,7 @@ class Patching:
 
         Then the receiver's look is over, and a processor free.
         """
-        if not rows.foreign or len(rows.foreign) > self.most:
+        if not rows.foreign or self.most is None or len(rows.foreign) > self.most:
             return
         done, base = len(rows.leaves) // LEAF, len(self.base) // LEAF_NAME
         if done * LATE < base * (LATE - 1):
@@ -119,14 +122,13 @@ class Patching:
                 return None
             given.append((one, base))
         revised = revisions(given)
-        for those in (revised, set[int]()) if revised else (revised,):
+        try:
             try:
-                return self._offer(rows, path, order, given, those)
-            except Conflict:
-                continue  # maybe a leaf is not what it was taken for
-            except TarLikeError:
-                return None
-        return None
+                return self._offer(rows, path, order, given, revised)
+            except Conflict:  # maybe a leaf is not what it was taken for
+                return self._offer(rows, path, order, given, set()) if revised else None
+        except TarLikeError:
+            return None
 
     def _offer(
         self, rows: Recorded, path: str, order: Order, given: list[Giving], revised: set[int]
@@ -144,7 +146,7 @@ class Patching:
             with Telling(rows.url, newer, self.newest or 0) as telling:
                 status = self._client.patch(rows.summary.id, file.name, telling.begin)
                 self._client.fetch(status.id, "db", path)
-        return Offered(rows.summary.id, status, telling.files)
+        return Offered(status, telling.files)
 
 
 class Candidate(NamedTuple):
@@ -159,7 +161,7 @@ class Candidate(NamedTuple):
 
     @classmethod
     def of(cls, stretch: Stretch, look: Look) -> Candidate:
-        """See there."""
+        """What is to be known of a stretch, against what a look says of the receiver's tree."""
         if look.newest is None:
             return cls(stretch, [], newer=False)
         count = len(stretch.names)

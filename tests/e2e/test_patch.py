@@ -352,3 +352,25 @@ def test_what_was_seen_is_remembered_for_the_next_run(
         assert was_patched(dst)
         wait_for("what is carried over", lambda: sights(dst))
     assert_same(tree.root, dst, xattrs=True)
+
+
+@pytest.mark.parametrize("becomes", ["file", "symlink", "nothing"])
+def test_what_lies_elsewhere_by_the_same_names_stays(work: Path, becomes: str) -> None:
+    """A directory is gone before its names are: they are looked for nowhere else."""
+    src, dst = work / "src", work / "dst"
+    for path in ("a/c/x", "a/c/y", "a/e/k", "a/e/z", "c/x", "c/y", "e/z"):
+        (src / path).parent.mkdir(parents=True, exist_ok=True)
+        (src / path).write_bytes(path.encode())
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        for path in ("a/c/x", "a/c/y", "a/e/z"):
+            (src / path).unlink()
+        (src / "a/c").rmdir()
+        if becomes == "file":
+            (src / "a/c").write_bytes(b"now a file")
+        elif becomes == "symlink":
+            (src / "a/c").symlink_to("e")
+        summary = sync(src, proxy.url, "--delete")
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert summary["deleted"] == (4 if becomes == "nothing" else 3)

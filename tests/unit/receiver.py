@@ -37,7 +37,7 @@ class Former:
 
     newest: int | None = None
     base: bytes = b""
-    most: int = 0
+    most: int | None = 0
 
 
 class Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -172,3 +173,44 @@ def test_a_root_that_is_no_folder_is_an_error(tmp_path: Path, kind: str) -> None
     with pytest.raises(OSError):
         Walker(root)
     assert open_fds() <= before
+
+
+@settings(max_examples=60)
+@given(seed=st.integers())
+def test_what_fails_on_the_way_leads_nobody_astray(
+    crowded: tuple[Path, list[bytes]], seed: int
+) -> None:
+    """The same names lie on all levels: one level too high or too low is another directory."""
+    root, there = crowded
+    dice = random.Random(seed)
+    with Walker(root) as walker:
+        for _ in range(300):
+            above = dice.choice([b"", *there])
+            name = dice.choice([b"a", b"b", b"c", b"file", b"link", b"none", b"..", b".", b""])
+            path = above + b"/" + name if above else name
+            if dice.randrange(4) == 0:
+                path = dice.choice(there)
+            try:
+                fd = walker.dirfd(path)
+            except OSError:
+                assert path not in there and path
+                continue
+            assert path in there or not path
+            st_ = os.fstat(fd)
+            assert (st_.st_dev, st_.st_ino) == inode_by_steps(root, path)
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
+    root = tmp_path_factory.mktemp("crowded")
+    there = list[bytes]()
+    for names in itertools.chain(*(itertools.product("abc", repeat=depth) for depth in (1, 2, 3))):
+        if sum(map(ord, names)) % 4 == 0:
+            continue  # missing, with all that would be below
+        path = root.joinpath(*names)
+        if path.parent == root or path.parent.is_dir():
+            path.mkdir()
+            (path / "file").touch()
+            (path / "link").symlink_to(root)
+            there.append(os.fsencode(path.relative_to(root)))
+    return root, there

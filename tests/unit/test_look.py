@@ -247,7 +247,8 @@ def leaves_of(folder: Path, spool: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "other", ["none", "no times", "older", "no leaves", "its own", "another", "all but a few"]
+    "other",
+    ["none", "no times", "older", "no leaves", "its own", "another", "all but a few", "no patch"],
 )
 def test_a_recorded_scan_gives_the_index_that_is_built(
     work: Path, source: Path, other: str
@@ -262,13 +263,13 @@ def test_a_recorded_scan_gives_the_index_that_is_built(
         known = {
             "none": None, "no times": Former(None, bytes(8)), "older": Former(1 << 62, bytes(8)),
             "no leaves": Former(0), "its own": Former(0, leaves), "another": Former(0, bytes(8)),
-            "all but a few": Former(0, leaves[16:], 2),
+            "all but a few": Former(0, leaves[16:], 2), "no patch": Former(0, leaves, None),
         }[other]  # fmt: skip
         with closing(FolderSource(str(folder))) as plain:
             summary = build_index(plain, str(built), BuildOptions(algorithm="none", fresh=True))
             with closing(Recorded(plain, Wanted())) as recorded:
                 recorded.finish(str(written), known)
-                assert written.exists() == (other in ("none", "no leaves", "another"))
+                assert written.exists() == (other in ("none", "no leaves", "another", "no patch"))
                 assert recorded.write() == summary == recorded.summary
         assert rows(written) == rows(built)
         validate(str(written), summary.id)

@@ -41,7 +41,7 @@ from tar_like.proxy.look import (
 from tar_like.proxy.offer import offer
 from tar_like.proxy.patch import Patch
 from tar_like.proxy.patching import BODY, take_patch
-from tar_like.proxy.place import Destination
+from tar_like.proxy.place import Destination, held
 from tar_like.proxy.planning import Planning
 from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import Rows
@@ -616,7 +616,7 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     path, destination = target.destination.transfer(transfer), target.destination
     if other == "torn":  # by a process that was killed
         Path(path, "draft.0123456789abcdef").write_bytes(b"half of it")
-    drafting = nextledger.begin_draft(destination, path)
+    drafting = nextledger.begin_draft(destination, path, wait=60.0)
     assert drafting is not None
     drafting.join()
     (made,) = glob.glob(f"{path}/draft-*.db")
@@ -654,6 +654,38 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     assert "mine" not in names
 
 
+def test_what_is_left_of_drafts_takes_no_room(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is too little for another one they go first; in a commit none is begun."""
+    (source / "d/c").chmod(0o600)
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = target.put(tree, body, seen)
+    path = target.destination.transfer(transfer)
+    for name in ("draft.0123456789abcdef", "draft-0123456789abcdef.db"):
+        Path(path, name).write_bytes(b"left over")
+    monkeypatch.setattr(nextledger, "_ROOMY", 1 << 40)
+    nextledger._make_draft(target.destination, path, wait=60.0)
+    assert not [
+        name for name in os.listdir(path) if name.startswith("draft") and "lock" not in name
+    ]
+    target.commit(transfer)
+    trees.assert_same(source, target.dest)
+
+
+def test_a_commit_does_not_wait_for_a_draft_for_ever(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "d/c").chmod(0o600)
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = target.put(tree, body, seen)
+    monkeypatch.setattr(nextledger, "_PATIENCE", 0.05)
+    with held(os.path.join(target.destination.transfer(transfer), "draft.lock")):
+        target.commit(transfer)
+    trees.assert_same(source, target.dest)
+    target.assert_consistent()
+
+
 def test_a_draft_of_a_transfer_that_was_offered_anew_meanwhile_is_dropped(
     work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -670,7 +702,7 @@ def test_a_draft_of_a_transfer_that_was_offered_anew_meanwhile_is_dropped(
         Path(path, "draft.0123456789abcdef").write_bytes(b"of the other one")
 
     monkeypatch.setattr(Patch, "_describe", meanwhile)
-    nextledger._make_draft(target.destination, path)
+    nextledger._make_draft(target.destination, path, wait=60.0)
     monkeypatch.undo()
     assert not glob.glob(f"{path}/draft-*.db")
     target.commit(transfer)

@@ -149,6 +149,28 @@ def test_a_tree_is_in_order_however_many_names_are_looked_at_at_once(
         assert list(scan(tmp_path)) == [b"", *sorted(paths, key=sort_key)]
 
 
+def test_a_directory_that_cannot_be_taken_at_once_spoils_none_before_it(tmp_path: Path) -> None:
+    """What was looked at for the others stays: their folders, their symlinks, their holes."""
+    for name in ("a", "b", "c"):
+        folder_ = tmp_path / name
+        (folder_ / "folder").mkdir(parents=True)
+        (folder_ / "link").symlink_to("folder")
+        (folder_ / "file").write_bytes(name.encode())
+        with (folder_ / "sparse").open("wb") as file:
+            file.truncate(1 << 20)
+    os.mkfifo(tmp_path / "b/zfifo")  # the last name: all others were looked at
+    source = FolderSource(str(tmp_path))
+    found = {one.path: one for one in source.scan(Wanted())}
+    source.close()
+    for name in (b"a", b"b", b"c"):
+        kinds = [found[name + b"/" + one].kind for one in (b"file", b"folder", b"link", b"sparse")]
+        assert kinds == ["f", "d", "l", "f"]
+        link, sparse = found[name + b"/link"], found[name + b"/sparse"]
+        assert isinstance(link, Found) and link.target == b"folder"
+        assert isinstance(sparse, Found) and sparse.segments == ((0, 0),)
+    assert isinstance(found[b"b/zfifo"], Skipped)
+
+
 def piece(path: bytes, size: int = 1, mtime: int = 0) -> Piece:
     return Piece(1, path, 0, size, size, mtime, b"")
 
