@@ -127,7 +127,7 @@ def _given(
 ) -> Given:  # fmt: skip
     """What is given, as if it were new. Raises IndexInvalid."""
     kind = KINDS.get(mode & FORMAT)
-    if kind is None:
+    if kind is None or mode & ~(FORMAT | BITS):
         raise IndexInvalid(_ONLY_WHOLE)
     values = kind, size, mode & BITS, mtime, uid, gid, target
     return Given(values, ctime, ino, None, segments=segments)

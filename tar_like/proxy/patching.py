@@ -21,7 +21,6 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from tar_like.database import connect_readonly
 from tar_like.errors import Conflict, IndexInvalid
 from tar_like.index import Index, schema
 from tar_like.index.build import describe
@@ -31,15 +30,16 @@ from tar_like.index.reader import PATCH_OF
 from tar_like.index.validation import check_made, check_segments
 from tar_like.layout import DIRECTORY, sort_key
 from tar_like.proxy import patch
+from tar_like.proxy.base import CTIME, INO, VALUES, WHOLE, Base
 from tar_like.proxy.folding import folding
 from tar_like.proxy.former import Former, leaf_of
 from tar_like.proxy.given import Given, GivenLeaf, Revision, read_leaf
-from tar_like.proxy.ledger import LINKED, LeafRow, Ledger
+from tar_like.proxy.ledger import LeafRow
 from tar_like.proxy.look import Seen, is_current
 from tar_like.proxy.offer import open_transfer
 from tar_like.proxy.place import Destination
 from tar_like.proxy.recall import exact_sights
-from tar_like.proxy.rows import ID, PATH, Row, Rows
+from tar_like.proxy.rows import ID, PATH, Row
 from tar_like.proxy.seal import broken
 from tar_like.proxy.sights import Sight
 from tar_like.source import Skipped, Wanted
@@ -49,9 +49,6 @@ _LENGTH = struct.Struct("<I")
 BODY = "body"
 """The name of the file that a patch arrives in."""
 _MAX_HEAD = 8 << 20
-WHOLE = "offer the whole index"
-_DIGESTS = 4096
-"""Leaves whose digests are held in memory."""
 _NO_LEAVES = "The patch takes leaves that there are not."
 
 
@@ -101,7 +98,7 @@ def take_patch(destination: Destination, tree: str, folder: str, seen: Seen) -> 
         ):
             raise Conflict(f"There is nothing that this could be a difference to: {WHOLE}.")
         try:
-            base = _Base(destination.ledger, head.base)
+            base = Base(destination.ledger, head.base)
         except sqlite3.Error:
             raise Conflict(f"The ledger cannot be read: {WHOLE}.") from None
         try:
@@ -128,62 +125,6 @@ def _head(file: BinaryIO) -> PatchHead:
         raise IndexInvalid("The patch has no head.") from None
 
 
-class _Base:
-    """The ledger."""
-
-    def __init__(self, path: str, index_id: str) -> None:
-        """Raises Conflict for a ledger that nothing can be a difference to, sqlite3.Error."""
-        self._ledger = ledger = Ledger(path)
-        self.plan = ledger.plan
-        self.leaves_between, self.leaves_of = ledger.leaves_between, ledger.leaves_of
-        self._digests: tuple[int, list[bytes]] = 0, []
-        self._db = connect_readonly(path)
-        self._meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        if (
-            ledger.index_id != index_id
-            or ledger.snapshot
-            or self._meta.get("hash") != "none"
-            or self._meta.get("xattrs")
-            or self._has_links
-            or self._any("SELECT 1 FROM skipped LIMIT 1")
-        ):
-            self.close()
-            raise Conflict(f"To this tree there can be no difference: {WHOLE}.")
-        self.rows = Rows(self._db, _SELECT)
-
-    def digests(self, first: int, stop: int) -> list[bytes]:
-        """The digests of leaves, or of the first ones of them; none after the last one.
-
-        They are read many at a time, which is of use where numbers ascend.
-        """
-        start, digests = self._digests
-        if not start <= first < start + len(digests):
-            start, digests = first, self._ledger.digests(first, first + _DIGESTS)
-            self._digests = start, digests
-        return digests[first - start : stop - start]
-
-    @property
-    def _has_links(self) -> bool:
-        said = self._meta.get(LINKED)  # an earlier version has not said so
-        return said != "0" and self._any("SELECT 1 FROM entry WHERE kind = 'h' LIMIT 1")
-
-    def _any(self, query: str) -> bool:
-        return self._db.execute(query).fetchone() is not None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-        self._ledger.close()
-
-
-_SELECT = (
-    "SELECT e.id, e.path, e.kind, e.size, e.mode, e.mtime, e.uid, e.gid, e.target, e.ctime, e.ino "
-    "FROM entry e"
-)
-_VALUES, _CTIME, _INO = slice(2, 9), 9, 10
-"""Where in a row is what Given has of it."""
-
-
 _WAITING = 1000
 _Waiting = tuple[bytes, int, Given | None]
 """A name whose row is to be read: its path, the number that the row is likely to have, and what is
@@ -194,7 +135,7 @@ class _Patching:
     """One patch on its way into a transfer's folder."""
 
     def __init__(
-        self, base: _Base, head: PatchHead, tree: str, folder: str,
+        self, base: Base, head: PatchHead, tree: str, folder: str,
         recall: Callable[[Collection[bytes]], dict[bytes, Sight]],
     ) -> None:  # fmt: skip
         """``recall`` gives what is remembered of the base's directories, where it is exact."""
@@ -417,7 +358,7 @@ class _Patching:
             raise IndexInvalid("The patch has a name twice.")
         if row is None:
             self._wanted[path] = given._replace(after=self._after(path))
-        elif row[_VALUES] != given.values:
+        elif row[VALUES] != given.values:
             self._wanted[path] = given._replace(base_id=row[ID])
             if row[2] == DIRECTORY and given.values[0] != DIRECTORY:
                 self._lost.add(path)
@@ -452,7 +393,7 @@ class _Patching:
             row = self._folders.get(path) or self._base.rows.entry(path)
             if row is None or row[2] != DIRECTORY:
                 raise IndexInvalid("The patch has names in what is no directory.")
-            self._wanted[path] = Given(row[_VALUES], row[_CTIME], row[_INO], row[ID], same=True)
+            self._wanted[path] = Given(row[VALUES], row[CTIME], row[INO], row[ID], same=True)
 
     def _write(self) -> None:
         """The index and the patch."""

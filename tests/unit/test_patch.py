@@ -51,7 +51,7 @@ from tar_like.rules import Rules
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
 from tar_like.source.stretch import TYPES, pack_told
-from tar_like.upload.patch import Candidate, _parts, compare, given_by, revisions
+from tar_like.upload.difference import Candidate, compare, given_by, parts, revisions
 from tar_like.wire import REVISED, REVISION, SEGMENT, Look, PatchHead
 from tests import trees
 from tests.e2e.test_edits import EDITS, Edited
@@ -239,7 +239,7 @@ def hostile(target: Target) -> Iterator[tuple[str, tuple[Item, ...]]]:
     yield "a leaf of what is a file now", (*rest, only, *tail)
     only = leaf(b"", (b"d", LINK), (b"file", REG), (b"gone", DIR), (b"link", LINK), (b"z", REG))
     yield "a leaf of what is a symlink now", (*rest, only, *tail)
-    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000):
+    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000, 1 << 20 | stat.S_IFREG):
         yield f"the type {kind:o}", with_leaf(leaf(b"d", (b"y", kind | 0o644)))
     for size in (-1, -(1 << 63), (1 << 63) - 1, 1 << 62):
         yield f"the size {size}", with_leaf(leaf(b"d", (b"y", REG), size=size))
@@ -283,7 +283,7 @@ def hostile_revisions(target: Target) -> Iterator[tuple[str, tuple[Item, ...]]]:
     yield "none", instead(revision(d))
     yield "more than there are", instead(revision(d, (0, REG), count=2))
     yield "more than a leaf has", instead(revision(d, *((at, REG) for at in range(1025))))
-    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000):
+    for kind in (0, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, 0o170000, 1 << 20 | stat.S_IFREG):
         yield f"the type {kind:o}", instead(revision(d, (0, kind | 0o644)))
     yield "a symlink to nothing", instead(revision(d, (0, LINK)))
     yield "a folder that has names as a file", instead(revision(d, (2, REG)))
@@ -354,8 +354,8 @@ def honest(
             (Candidate.of(rows.stretch(number)[0], look), former)
             for number, former in given_by(order, len(target.leaves))
         ]
-        parts = _parts(given, revisions(given) if revising else set())
-        return tree, b"".join((LENGTH.pack(len(head)), head, *parts)), seen
+        body = parts(given, revisions(given) if revising else set())
+        return tree, b"".join((LENGTH.pack(len(head)), head, *body)), seen
     finally:
         rows.close()
         reader.close()
