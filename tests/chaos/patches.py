@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from tar_like.cli import main
@@ -132,7 +132,8 @@ class _Faults:
         """Any process of the receiver but the one that looks after the others."""
         others = [pid for pid in group(receiver.pid) if pid != receiver.pid]
         if others:
-            os.kill(self._dice.choice(others), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self._dice.choice(others), signal.SIGKILL)
 
     def _moment(self) -> Callable[[], bool]:
         """At a time, or some time after the commit has begun to write one of its files."""
