@@ -17,8 +17,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-import lz4.frame
-
 from tar_like.errors import BlockInvalid
 
 Buffer = bytes | bytearray | memoryview
@@ -53,8 +51,11 @@ class Body(NamedTuple):
 
 def encode(raw: Buffer, omissions: list[Omission], *, compress: bool) -> tuple[bytes, Buffer]:
     """The two parts of a body, to be sent one after the other without joining them."""
-    payload = lz4.frame.compress(raw, store_size=True) if compress else raw
-    codec = LZ4 if compress else PLAIN
+    payload, codec = raw, PLAIN
+    if compress:
+        import lz4.frame  # which a scan need not wait for
+
+        payload, codec = lz4.frame.compress(raw, store_size=True), LZ4
     head = _HEADER.pack(_MAGIC, codec, len(omissions), len(raw))
     return head + b"".join(_OMISSION.pack(*omission) for omission in omissions), payload
 
@@ -63,6 +64,8 @@ def shrinks(raw: memoryview) -> bool:
     """Whether compressing is worth a try: judged by a sample from the middle."""
     if not raw:
         return False
+    import lz4.frame
+
     middle = max(0, len(raw) // 2 - SAMPLE // 2)
     sample = raw[middle : middle + SAMPLE]
     return len(lz4.frame.compress(sample)) < WORTH * len(sample)
@@ -119,6 +122,8 @@ def _plain(payload: memoryview, raw_length: int) -> memoryview:
 
 
 def _inflate(payload: memoryview, raw_length: int) -> memoryview:
+    import lz4.frame
+
     inflater = lz4.frame.LZ4FrameDecompressor()
     try:
         # One byte more than allowed: a frame that holds more is caught without inflating it.

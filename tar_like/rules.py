@@ -6,7 +6,6 @@ run of it states others. A rule that the receiver does not know is refused, neve
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -67,12 +66,16 @@ class Rules(NamedTuple):
 
     def write(self, folder: str) -> None:
         """Keep them in a folder."""
+        import json  # which a scan need not wait for
+
         with open(os.path.join(folder, RULES), "w", encoding="ascii") as file:
             json.dump(self.to_json(), file)
 
     @classmethod
     def read(cls, folder: str) -> Rules:
         """Those that are kept in a folder. Raises FileNotFoundError."""
+        import json
+
         with open(os.path.join(folder, RULES), "rb") as file:
             return cls.from_json(json.loads(file.read()))
 

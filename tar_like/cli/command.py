@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from tar_like import __version__
@@ -129,12 +130,15 @@ def _collect_rarely() -> None:
 
 def _make_parser(words: list[str]) -> argparse.ArgumentParser:
     """The whole parser; only the command that is asked for brings its flags."""
+    # A formatter is made for every flag: how wide the terminal is matters to help alone.
+    width = None if {"-h", "--help"}.intersection(words) else 80
+    formatter = partial(argparse.RawDescriptionHelpFormatter, width=width)
     parser = _Parser(
         prog="tar-like",
         description="Make a folder tree appear, verified, at a destination: many senders and "
         "receivers, resumable, never claiming more than is true.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tar-like {__version__}")
@@ -144,7 +148,7 @@ def _make_parser(words: list[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=formatter,
             allow_abbrev=False,
         )
         if name == asked:

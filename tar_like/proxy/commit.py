@@ -391,20 +391,20 @@ class _Commit:
                 file.write(replace(self._report(failures), id=transfer_id).to_json())
             self._destination.durability.publish(report, self._destination.report(transfer_id))
         changes = self._changes()
-        self._destination.drop_old_reports()
         for path in self._destination.unfinished():
             if path != self._path and is_patch(path):
                 self._destination.discard(path)  # a difference to what there is no more
         self._destination.discard(self._path)
         # It is complete, and whoever waits for it knows: the rest is for those who come later.
+        self._destination.drop_old_reports()
         self._destination.discard(self._destination.donors_folder(self._id))
         self._destination.discard(folder)
         if changes is not None:
             # Whatever goes wrong, the next look takes longer, no more.
-            with contextlib.suppress(OSError, ValueError, struct.error):
-                carry_over(self._destination, before, changes)
+            with contextlib.suppress(OSError, ValueError, struct.error, sqlite3.Error):
+                carry_over(self._destination, before, changes())
 
-    def _changes(self) -> Changes | None:
+    def _changes(self) -> Callable[[], Changes] | None:
         """What this has changed in the directories of which something is remembered."""
         if self._patch is None:
             return None

@@ -13,11 +13,12 @@ transfer of the whole tree all the same: where the ledger becomes another, it is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tar_like.database import attach, connect, rewriting, scratch
 from tar_like.index import schema
@@ -161,43 +162,25 @@ class Patch:
         """Whether this is a difference to a ledger."""
         return bool(plan_of(ledger) == self.base)
 
-    def changes(self, landed: str) -> Changes:
-        """What its commit has changed in the directories of the tree.
+    def changes(self, landed: str) -> Callable[[], Changes]:
+        """What its commit has changed in the directories of the tree, to be asked for once.
 
-        ``landed`` is a file with that table. Raises sqlite3.Error.
+        The transfer may be gone by then. ``landed`` is a file with that table. Either raises
+        sqlite3.Error.
         """
-        gone: dict[bytes, list[bytes]] = {}
-        placed: dict[bytes, dict[bytes, Numbers]] = {}
-        untold, lost, folders = set[bytes](), set[bytes](), set[bytes]()
         db = connect(self.path, "ro")
         try:
-            for path, kind in db.execute("SELECT path, kind FROM gone"):
-                folder, _, name = path.rpartition(b"/")
-                gone.setdefault(folder, []).append(name)
-                if kind == DIRECTORY:
-                    lost.add(path)
             attach(db, self.index, "idx")
             attach(db, landed, "source")
-            for path, kind, mode, mtime, size, uid, gid, ino, ctime in db.execute(_PLACED):
-                folder, _, name = path.rpartition(b"/")
-                if kind == DIRECTORY:
-                    folders.add(path)
-                else:
-                    lost.add(path)  # it may have been a directory
-                if kind == DIRECTORY:
-                    numbers = numbers_of_folder(mtime, stat.S_IFDIR | mode, uid, gid)
-                elif kind == FILE and ino is not None:
-                    numbers = ino, ctime, mtime, size, stat.S_IFREG | mode, uid, gid
-                else:
-                    untold.add(folder)
-                    continue
-                placed.setdefault(folder, {})[name or b"."] = numbers
-        finally:
+        except BaseException:
             db.close()
-        told = (gone.keys() | placed.keys()) - lost - untold
-        of: dict[bytes, Change | None] = dict.fromkeys(untold | lost)
-        of.update((one, (gone.get(one, ()), placed.get(one, {}))) for one in told)
-        return Changes(of=of, gone=lost, folders=folders)
+            raise
+
+        def read() -> Changes:
+            with contextlib.closing(db):
+                return _changes(db)
+
+        return read
 
     def folders_there(self) -> set[int]:
         """Entries that only lead to others: directories as the ledger has them."""
@@ -261,6 +244,36 @@ class Patch:
         if db.execute("SELECT 1 FROM main.meta WHERE key = 'changed'").fetchone() is None:
             db.execute(_CHANGED)  # an earlier version has not written it
         db.execute(_NEWEST)
+
+
+def _changes(db: sqlite3.Connection) -> Changes:
+    """See Patch.changes; ``db`` is the patch, with its index and what has landed."""
+    gone: dict[bytes, list[bytes]] = {}
+    placed: dict[bytes, dict[bytes, Numbers]] = {}
+    untold, lost, folders = set[bytes](), set[bytes](), set[bytes]()
+    for path, kind in db.execute("SELECT path, kind FROM main.gone"):
+        folder, _, name = path.rpartition(b"/")
+        gone.setdefault(folder, []).append(name)
+        if kind == DIRECTORY:
+            lost.add(path)
+    for path, kind, mode, mtime, size, uid, gid, ino, ctime in db.execute(_PLACED):
+        folder, _, name = path.rpartition(b"/")
+        if kind == DIRECTORY:
+            folders.add(path)
+        else:
+            lost.add(path)  # it may have been a directory
+        if kind == DIRECTORY:
+            numbers = numbers_of_folder(mtime, stat.S_IFDIR | mode, uid, gid)
+        elif kind == FILE and ino is not None:
+            numbers = ino, ctime, mtime, size, stat.S_IFREG | mode, uid, gid
+        else:
+            untold.add(folder)
+            continue
+        placed.setdefault(folder, {})[name or b"."] = numbers
+    told = (gone.keys() | placed.keys()) - lost - untold
+    of: dict[bytes, Change | None] = dict.fromkeys(untold | lost)
+    of.update((one, (gone.get(one, ()), placed.get(one, {}))) for one in told)
+    return Changes(of=of, gone=lost, folders=folders)
 
 
 def land(ledger: sqlite3.Connection, landed: str) -> None:
