@@ -74,15 +74,14 @@ class Walker:
         if directory == self._current:
             return self._fds[-1] if self._fds else self._root
         above, slash, name = directory.rpartition(b"/")
-        if slash and not above:
-            self._push(b"")  # a path that begins at the top of all
+        plain = bool(name and (above or not slash))  # not the root, nor from the top of all
         current, beside = self._current, self._above
         self._current, self._above = b"\0", None  # whatever fails, nothing is beside that
-        if beside == above and self._fds:  # as mostly: one after the other
+        if plain and beside == above and self._fds:  # as mostly: one after the other
             self._names.pop()
             os.close(self._fds.pop())
             current = above
-        if current == above and name and (not self._fds or self._fds[-1] != -1):
+        if plain and current == above and (not self._fds or self._fds[-1] != -1):
             self._push(name)
         else:
             names = directory.split(b"/") if directory else []

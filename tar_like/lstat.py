@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
+from tar_like.lanes import any_less, tops
+
 MANY = 1024
 """Names whose records there is room for."""
 _RECORD = 256
@@ -38,7 +40,7 @@ _AS_STATX = struct.Struct("<16xIIIHxxQQQ40xqQqQ8xII")
 _SECOND = 10**9
 _LATE = int.from_bytes(b"\0\0\0\0\xfe\xff\xff\xff" * 2 * MANY, "little")
 """The bits of seconds, a lane of 64 bits for each time, that no time before the year 2242 has."""
-_TOP = int.from_bytes(b"\0\0\0\0\0\0\0\x80" * MANY, "little")
+_TOPS = tops(MANY)
 
 
 class Lstats:
@@ -159,9 +161,8 @@ class Lstats:
 
     def may_have_holes(self, sizes: bytes | bytearray) -> bool:
         """Whether any name has fewer blocks than so many bytes take (``sizes``, as above)."""
-        top = _TOP >> 64 * (MANY - self.count)
-        blocks = int.from_bytes(self._quad(_BLOCKS), "little")
-        return ((blocks << 9) + top - int.from_bytes(sizes, "little")) & top != top
+        taken = int.from_bytes(self._quad(_BLOCKS), "little") << 9
+        return any_less(taken, int.from_bytes(sizes, "little"), _TOPS >> 64 * (MANY - self.count))
 
     def blocks(self) -> tuple[int, ...]:
         """Of 512 bytes each."""

@@ -106,6 +106,7 @@ class PatchHead:
     """The tree's leaves in order: ``[first, stop)`` of the base's, or so many that follow here."""
 
     def to_json(self) -> builtins.bytes:
+        # Not by asdict: it would make a copy of each step of the order.
         return json.dumps({one: getattr(self, one) for one in self.__slots__}).encode()
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from tar_like.source.stretch import STRETCH
+from tar_like.source.stretch import STRETCH, starts_of
 
 _HEAD = struct.Struct("<III")
 _COUNT = struct.Struct("<I")
@@ -70,8 +70,7 @@ class Leaf(NamedTuple):
     @property
     def starts(self) -> tuple[int, int, int, int, int]:
         """Where in ``told`` modes, sizes, mtimes, uids and gids begin."""
-        count = len(self.names)
-        return 0, 4 * count, 12 * count, 20 * count, 24 * count
+        return starts_of(len(self.names))
 
 
 def _table(values: dict[int, bytes]) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
 from tar_like.index.leaf import Leaf
+from tar_like.lanes import differing
 from tar_like.proxy.ledger import LeafRow
 from tar_like.proxy.rows import ID, PATH, UNKNOWN, Row, Rows
 from tar_like.proxy.sights import GID, MODE, MTIME, SIZE, UID, WIDTHS, Sight
@@ -54,16 +55,11 @@ def leaf_of(row: LeafRow, rows: Rows, sight: Sight | None) -> tuple[Leaf, Sequen
 
 def _leaf_seen(row: LeafRow, sight: Sight) -> tuple[Leaf, Sequence[int]] | None:
     """The same out of a sight; None where that has it not, or says too little."""
-    names = sight.listed
-    count = row.names
-    if count != len(names):
-        first = bisect_left(names, row.first)
-        names = names[first : first + count]
-    else:
-        first = 0
-    if len(names) != count or names[0] != row.first:
+    place = _place_of(row, sight.listed)
+    if place is None:
         return None
-    stop = first + count
+    first, stop = place
+    names = sight.listed[first:stop]
     modes, sizes, mtimes, uids, gids = (
         sight.columns[one][WIDTHS[one] * first : WIDTHS[one] * stop] for one in _TOLD
     )
@@ -74,6 +70,13 @@ def _leaf_seen(row: LeafRow, sight: Sight) -> tuple[Leaf, Sequence[int]] | None:
     if sight.folders and sight.folders[0] < stop - 1:
         numbers = [_number_in(sight, position) for position in range(first, stop)]
     return Leaf(row.directory, names, told, {}, {}, {}), numbers
+
+
+def _place_of(row: LeafRow, names: list[bytes]) -> tuple[int, int] | None:
+    """Where a leaf's names begin and end among all that are in its directory; None if not there."""
+    first = bisect_left(names, row.first)
+    stop = first + row.names
+    return (first, stop) if stop <= len(names) and names[first] == row.first else None
 
 
 def _number_in(sight: Sight, position: int) -> Number:
@@ -107,12 +110,11 @@ class Former:
         """Take the names from a sight; False where it has them not."""
         self._names = names = sight.listed
         for leaf in leaves:
-            first = bisect_left(names, leaf.first)
-            stop = first + leaf.names
-            if stop > len(names) or names[first] != leaf.first:
+            place = _place_of(leaf, names)
+            if place is None:
                 self._ranges.clear()
                 return False
-            self._ranges[leaf.first] = first, stop
+            self._ranges[leaf.first] = place
         self._sight = sight
         return True
 
@@ -147,7 +149,7 @@ class Former:
             now = told[start : start + width * count]
             then = self._sight.columns[column][width * first : width * (first + count)]
             if now != then:
-                found.update(_lanes(now, then, 8 * width))
+                found.update(differing(now, then, 8 * width))
         return sorted(found)
 
     def left(self) -> Iterator[tuple[bytes, Row | Number]]:
@@ -161,15 +163,3 @@ class Former:
     def _number(self, position: Position) -> Number:
         assert self._sight is not None
         return _number_in(self._sight, position)
-
-
-def _lanes(one: bytes, other: bytes, bits: int) -> Iterator[int]:
-    """Which numbers, of so many bits each, differ in two columns. Few do, mostly."""
-    rest = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
-    at = 0
-    while rest:
-        skip = ((rest & -rest).bit_length() - 1) // bits
-        at += skip
-        yield at
-        rest >>= bits * (skip + 1)
-        at += 1

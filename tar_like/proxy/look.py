@@ -26,7 +26,6 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 from tar_like.database import connect, connect_readonly, scratch
 from tar_like.dirfd import Walker, open_file
@@ -50,7 +49,6 @@ _LEARNED = 256 << 20
 """Bytes of a ledger: some 1.5 million names."""
 _MANY = 8
 """Sights are written anew where one in so many would spare the next look a directory's listing."""
-_Closes = TypeVar("_Closes", sqlite3.Connection, Remembered, Writing)
 TOUCHED = "CREATE {}TABLE touched (entry_id INTEGER PRIMARY KEY)"
 _INSERT = "INSERT INTO touched VALUES (?)"
 
@@ -160,8 +158,7 @@ def begin(destination: Destination) -> Look:
     ledger.close()
     if ledger.snapshot:
         return Look(token=token, index="")
-    times = {"newest": ledger.newest, "changed": ledger.changed}
-    return Look(token=token, index=ledger.index_id, **times)
+    return Look(token=token, index=ledger.index_id, newest=ledger.newest, changed=ledger.changed)
 
 
 def is_current(destination: Destination, seen: Seen, but: str = "") -> bool:
@@ -212,14 +209,10 @@ def _look(
     if not index_id:
         return Seen(index="", ledger=version), _nothing
     sights, new = os.path.join(destination.looks, SIGHTS), _path(destination, token, SIGHTS)
-
-    def open_for_long(one: _Closes) -> _Closes:
-        return opened.enter_context(contextlib.closing(one))
-
     try:
-        db = open_for_long(connect(destination.ledger, "ro"))
-        remembered = open_for_long(Remembered(sights, version))
-        writing = open_for_long(Writing(new, version))
+        db = opened.enter_context(contextlib.closing(connect(destination.ledger, "ro")))
+        remembered = opened.enter_context(contextlib.closing(Remembered(sights, version)))
+        writing = opened.enter_context(contextlib.closing(Writing(new, version)))
         walker = opened.enter_context(Walker(destination.root))
         with contextlib.closing(_new_list(_path(destination, token, "db"))) as touched:
             look = Inspection(db, walker, same=not _has_attributes(db))

@@ -179,12 +179,9 @@ class Receiver:
         from tar_like.proxy.look import read_look
 
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            deadline = time.monotonic() + SHUTDOWN if at_once else 0.0
-            noting = read_look(self._destination, self._look.token) is not None
-            while noting and time.monotonic() < deadline:
-                if _ended(self._looking):
-                    return
-                time.sleep(0.001)
+            noting = at_once and read_look(self._destination, self._look.token) is not None
+            if noting and not _not_ended([self._looking], SHUTDOWN):
+                return
             os.kill(self._looking, signal.SIGKILL)
             os.waitpid(self._looking, 0)
 
@@ -416,13 +413,7 @@ class _Supervisor:
         for pid in {*self._servers, *self._work} - noting:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, self._ending)
-        deadline = time.monotonic() + SHUTDOWN + 2
-        remaining = [*self._servers, *self._work]
-        while remaining and time.monotonic() < deadline:
-            remaining = [pid for pid in remaining if not _ended(pid)]
-            if remaining:
-                time.sleep(0.005)
-        for pid in remaining:
+        for pid in _not_ended([*self._servers, *self._work], SHUTDOWN + 2):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -435,6 +426,16 @@ def _expire(destination: Destination, older: float) -> None:
             f"tar-like: removed the abandoned transfer {one.id[:16]}, {one.bytes} bytes, "
             f"idle for {one.idle} s\n"
         )
+
+
+def _not_ended(pids: list[int], seconds: float) -> list[int]:
+    """Wait so long for children to end; those that have not."""
+    deadline = time.monotonic() + seconds
+    while pids := [pid for pid in pids if not _ended(pid)]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.002)
+    return pids
 
 
 def _ended(pid: int) -> bool:

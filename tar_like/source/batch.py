@@ -116,7 +116,7 @@ class Batch:
         quads = bytes(sizes), mtimes, ctimes, lstats.inos, lstats.devs
         words = bytes(modes), lstats.uids, lstats.gids, bytes(links)
         numbers = struct.unpack(f"<{count}q", sizes)
-        names = struct.unpack(f"<{count}I", links) if links != _ONE * count else ()
+        linked = struct.unpack(f"<{count}I", links) if links != _ONE * count else ()
         holes = lstats.blocks() if lstats.may_have_holes(sizes) else ()
         stretches = []
         first = 0
@@ -131,7 +131,7 @@ class Batch:
                 b"".join((ctime, ino, dev, link)),
                 part.files,
                 sum(length),
-                [at for at, count in enumerate(names[first:stop]) if count > 1],
+                [at for at, number in enumerate(linked[first:stop]) if number > 1],
                 part.targets,
                 dict(self._segments(part, length, holes[first:stop])) if holes else {},
                 {},

@@ -16,6 +16,7 @@ from itertools import chain, islice, repeat
 from operator import and_
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tar_like.lanes import any_less, tops
 from tar_like.layout import DIRECTORY, FILE, SYMLINK
 from tar_like.source.contract import Found, Skipped
 
@@ -29,8 +30,6 @@ _TOLD, _KEPT = "IqqII", "qqqI"
 """Of the packed columns, the types of struct."""
 AGES_AGO, AGES_TO_COME = -(1 << 63), (1 << 63) - 1
 """The first and the last time that there may be, in ns."""
-_TOP = bytes(7) + b"\x80"
-"""A lane of 64 bits with the topmost one set."""
 _ONE_LINK = struct.pack("<I", 1)
 _U32 = struct.Struct("<I")
 
@@ -150,11 +149,10 @@ def newest_of(stretches: Iterable[Stretch], so_far: int) -> int:
     """The last mtime of these names, or ``so_far``, if that is later."""
     mtimes = b"".join(stretch.mtimes for stretch in stretches)
     count = len(mtimes) // 8
-    # Mostly none is later: all are compared at once, as one number with a lane for each.
-    lanes, top = int.from_bytes(mtimes, "little"), int.from_bytes(_TOP * count, "little")
-    if 0 <= so_far < AGES_TO_COME and not lanes & top:
-        later = int.from_bytes((so_far + 1).to_bytes(8, "little") * count, "little")
-        if not ((lanes | top) - later) & top:
+    lanes, top = int.from_bytes(mtimes, "little"), tops(count)
+    if so_far >= 0 and not lanes & top:  # none is before 1970
+        before = int.from_bytes(so_far.to_bytes(8, "little") * count, "little")
+        if not any_less(before, lanes, top):  # as mostly
             return so_far
     times: tuple[int, ...] = struct.unpack(f"<{count}q", mtimes)
     return max((so_far, *times))
@@ -167,6 +165,11 @@ def pack_told(modes: Column, sizes: Column, mtimes: Column, uids: Column, gids: 
     """
     modes = [*modes]
     return struct.pack(_told_format(len(modes)), *modes, *sizes, *mtimes, *uids, *gids)
+
+
+def starts_of(count: int) -> tuple[int, int, int, int, int]:
+    """Where the columns of so many names begin in what ``pack_told`` gives."""
+    return 0, 4 * count, 12 * count, 20 * count, 24 * count
 
 
 def unpack_told(told: bytes, count: int) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tar_like.index.leaf import Leaf
 from tar_like.index.recorded import LEAF, LEAF_NAME
-from tar_like.source.stretch import Stretch
+from tar_like.source.stretch import Stretch, starts_of
 from tar_like.wire import REVISED, SEGMENT, Look
 
 _LENGTH = struct.Struct("<I")
@@ -77,16 +77,17 @@ class Candidate(NamedTuple):
         """What is to be known of a stretch, against what a look says of the receiver's tree."""
         if look.newest is None:
             return cls(stretch, [], newer=False)
-        count = len(stretch.names)
-        ctimes = struct.unpack_from(f"<{count}q", stretch.kept)
-        mtimes = struct.unpack_from(f"<{count}q", stretch.told, 12 * count)
+        form = f"<{len(stretch.names)}q"
+        ctimes = struct.unpack_from(form, stretch.kept)
+        mtimes = struct.unpack(form, stretch.mtimes)
         changed = list[int]()
         if look.changed is not None:
-            changed = [at for at, one in enumerate(ctimes) if one >= look.changed]
-        if (newest := max(mtimes)) >= look.newest and look.changed is not None:
-            late = {at for at, one in enumerate(mtimes) if one >= look.newest}
-            changed = changed if late.issubset(changed) else sorted(late.union(changed))
-        return cls(stretch, changed, newest > look.newest)
+            changed = [
+                at
+                for at, (ctime, mtime) in enumerate(zip(ctimes, mtimes, strict=True))
+                if ctime >= look.changed or mtime >= look.newest
+            ]
+        return cls(stretch, changed, max(mtimes) > look.newest)
 
 
 Giving = tuple[Candidate, int | None]
@@ -128,10 +129,11 @@ def _revision(stretch: Stretch, base: int, positions: list[int]) -> Iterator[byt
     segments = _segments(stretch, positions)
     yield _NO_LENGTH + REVISED.pack(base, len(positions), len(segments))
     told, kept, count = stretch.told, stretch.kept, len(stretch.names)
+    _, sizes, mtimes, uids, gids = starts_of(count)
     for at in positions:
         four, eight = 4 * at, 8 * at
-        size, mtime, uid = 4 * count + eight, 12 * count + eight, 20 * count + four
-        gid, ino = 24 * count + four, 8 * count + eight
+        size, mtime, uid, gid = sizes + eight, mtimes + eight, uids + four, gids + four
+        ino = 8 * count + eight
         yield b"".join((
             _POSITION.pack(at), told[four : four + 4],
             told[size : size + 8], told[mtime : mtime + 8], told[uid : uid + 4],

@@ -596,6 +596,14 @@ def test_a_ledger_that_cannot_be_begun_beside_is_written_afterwards(
     assert not os.listdir(os.path.join(target.destination.home, "tmp"))
 
 
+def put_changed(work: Path, source: Path, target: Target) -> tuple[str, str, Callable[[], str]]:
+    """The transfer of a patch that has just come, its folder, and what puts it once more."""
+    (source / "d/c").chmod(0o600)
+    tree, body, seen = honest(source, target, work / "spool")
+    transfer = target.put(tree, body, seen)
+    return transfer, target.destination.transfer(transfer), lambda: target.put(tree, body, seen)
+
+
 @pytest.mark.parametrize("structural", [False, True])
 @pytest.mark.parametrize(
     "other", ["nothing", "boot", "ledger", "torn", "offered anew", "fifo", "symlink"]
@@ -608,12 +616,10 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
     structural: bool,
     other: str,
 ) -> None:
-    (source / "d/c").chmod(0o600)
     if structural:
         (source / "d/new").write_bytes(b"")
-    tree, body, seen = honest(source, target, work / "spool")
-    transfer = target.put(tree, body, seen)
-    path, destination = target.destination.transfer(transfer), target.destination
+    transfer, path, put_again = put_changed(work, source, target)
+    destination = target.destination
     if other == "torn":  # by a process that was killed
         Path(path, "draft.0123456789abcdef").write_bytes(b"half of it")
     drafting = nextledger.begin_draft(destination, path, wait=60.0)
@@ -628,7 +634,7 @@ def test_a_draft_that_was_made_before_is_used_as_long_as_it_holds(
         os.rename(f"{path}/copy", destination.ledger)
     elif other == "offered anew":
         destination.discard(path)
-        assert target.put(tree, body, seen) == transfer
+        assert put_again() == transfer
     shutil.copy(destination.ledger, work / "outside")
     outside = (work / "outside").read_bytes()
     if other in ("fifo", "symlink"):
@@ -658,10 +664,7 @@ def test_what_is_left_of_drafts_takes_no_room(
     work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is too little for another one they go first; in a commit none is begun."""
-    (source / "d/c").chmod(0o600)
-    tree, body, seen = honest(source, target, work / "spool")
-    transfer = target.put(tree, body, seen)
-    path = target.destination.transfer(transfer)
+    transfer, path, _ = put_changed(work, source, target)
     for name in ("draft.0123456789abcdef", "draft-0123456789abcdef.db"):
         Path(path, name).write_bytes(b"left over")
     monkeypatch.setattr(nextledger, "_ROOMY", 1 << 40)
@@ -676,11 +679,9 @@ def test_what_is_left_of_drafts_takes_no_room(
 def test_a_commit_does_not_wait_for_a_draft_for_ever(
     work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source / "d/c").chmod(0o600)
-    tree, body, seen = honest(source, target, work / "spool")
-    transfer = target.put(tree, body, seen)
+    transfer, path, _ = put_changed(work, source, target)
     monkeypatch.setattr(nextledger, "_PATIENCE", 0.05)
-    with held(os.path.join(target.destination.transfer(transfer), "draft.lock")):
+    with held(os.path.join(path, "draft.lock")):
         target.commit(transfer)
     trees.assert_same(source, target.dest)
     target.assert_consistent()
@@ -689,16 +690,13 @@ def test_a_commit_does_not_wait_for_a_draft_for_ever(
 def test_a_draft_of_a_transfer_that_was_offered_anew_meanwhile_is_dropped(
     work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source / "d/c").chmod(0o600)
-    tree, body, seen = honest(source, target, work / "spool")
-    transfer = target.put(tree, body, seen)
-    path = target.destination.transfer(transfer)
+    transfer, path, put_again = put_changed(work, source, target)
     describe = Patch._describe
 
     def meanwhile(patch: Patch, db: sqlite3.Connection) -> None:
         describe(patch, db)
         target.destination.discard(path)
-        assert target.put(tree, body, seen) == transfer
+        assert put_again() == transfer
         Path(path, "draft.0123456789abcdef").write_bytes(b"of the other one")
 
     monkeypatch.setattr(Patch, "_describe", meanwhile)

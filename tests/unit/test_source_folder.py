@@ -16,6 +16,7 @@ from tar_like.codec import CHANGED
 from tar_like.errors import SourceUnusable, UsageError
 from tar_like.layout import DIRECTORY, FILE, PAGE, SYMLINK, Piece, sort_key
 from tar_like.source import Found, Skipped, Wanted, folder, open_source
+from tar_like.source.contract import WasRead
 from tar_like.source.folder import FolderSource
 from tests import trees
 
@@ -351,3 +352,29 @@ def test_a_name_that_goes_during_the_scan_is_named(
     assert (one.path, other.path) == (b"a", b"c")
     assert isinstance(gone, Skipped)
     assert (gone.path, gone.kind) == (b"b", "unreadable")
+
+
+def test_what_was_read_before_is_taken_for_just_that_file(tmp_path: Path) -> None:
+    """It is told apart from what lies on disk by other bytes."""
+    (tmp_path / "f").write_bytes(b"on disk")
+    mtime = (tmp_path / "f").stat().st_mtime_ns
+    source = FolderSource(str(tmp_path))
+    whole = piece(b"f", 7, mtime)
+    part = whole._replace(stop=6)
+    into = bytearray(7)
+
+    def read(one: Piece, was: WasRead, path: bytes = b"f") -> bytes:
+        source.remember({path: was})
+        reading = source.read([one], memoryview(into))
+        assert not reading.omissions
+        return bytes(into[: reading.length])
+
+    try:
+        assert read(whole, WasRead(mtime, memoryview(b"as read"), b"")) == b"as read"
+        assert read(whole, WasRead(mtime - 1, memoryview(b"as read"), b"")) == b"on disk"
+        assert read(whole, WasRead(mtime, memoryview(b"less"), b"")) == b"on disk"
+        assert read(whole, WasRead(mtime, memoryview(b"as read"), b""), b"g") == b"on disk"
+        assert read(part, WasRead(mtime, memoryview(b"as read"), b"")) == b"on dis"
+        assert read(part, WasRead(mtime, memoryview(b"as rea"), b"")) == b"on dis"
+    finally:
+        source.close()
