@@ -90,8 +90,10 @@ class ChunkList:
 
     def start(self, number: int) -> int:
         """Where a chunk begins in the file."""
-        at = bisect_right(self._firsts, number) - 1
         before = self._before
+        if len(self.ranges) == 1:
+            return self.ranges[0][0] + before[number]
+        at = bisect_right(self._firsts, number) - 1
         return self.ranges[at][0] + before[number] - before[self._firsts[at]]
 
     def size(self, first: int, stop: int) -> int:
@@ -116,6 +118,9 @@ class ChunkList:
             return not self.ranges
         if min(self.lengths) < 1 or max(self.lengths) > longest(average_size):
             return False
+        if len(self.ranges) == 1:
+            ((start, stop),) = self.ranges
+            return sum(self.lengths) == stop - start
         before = self._before
         position = last = 0
         for start, stop in self.ranges:
@@ -130,12 +135,18 @@ class ChunkList:
         head = _COUNT.pack(len(self.ranges)) + b"".join(_RANGE.pack(*one) for one in self.ranges)
         return head + self.records + xxh3_64_digest(head + self.records)
 
+    @staticmethod
+    def sealed(data: bytes) -> bytes:
+        """The same bytes, if they are what ``to_bytes`` gave once. Raises ValueError."""
+        body = memoryview(data)[:-_SEAL]
+        if len(body) < _COUNT.size or xxh3_64_digest(body) != data[-_SEAL:]:
+            raise ValueError("The list of chunks is damaged.")
+        return data
+
     @classmethod
     def from_bytes(cls, data: bytes, average_size: int) -> ChunkList:
         """Raises ValueError for what is no such list, of chunks of that average size."""
-        body = data[:-_SEAL]
-        if len(body) < _COUNT.size or xxh3_64_digest(body) != data[-_SEAL:]:
-            raise ValueError("The list of chunks is damaged.")
+        body = cls.sealed(data)[:-_SEAL]
         first = _COUNT.size + _RANGE.size * _COUNT.unpack_from(body)[0]
         found = cls(
             [(start, stop) for start, stop in _RANGE.iter_unpack(body[_COUNT.size : first])],
@@ -403,6 +414,10 @@ def shared(new: ChunkList, old: ChunkList) -> list[Span]:
 
 def moves(spans: Iterable[Span], new: ChunkList, old: ChunkList) -> Iterator[Move]:
     """The ranges of bytes that runs of chunks come to; holes divide them."""
+    if len(new.ranges) == len(old.ranges) == 1:
+        for first, source, many in spans:
+            yield Move(new.start(first), old.start(source), new.size(first, first + many))
+        return
     for span in spans:
         start, source = new.start(span.new), old.start(span.old)
         last = span.many - 1

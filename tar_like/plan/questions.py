@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tar_like import chunks, digest
 from tar_like.chunks import ChunkList
-from tar_like.database import MAX_VALUE, Damaged, connect_readonly, damage, scratch
+from tar_like.database import Damaged, connect_readonly, damage, scratch
 from tar_like.errors import AnswersInvalid, IndexInvalid
 from tar_like.index import Index
 from tar_like.plan.segments import Segments
@@ -61,8 +61,8 @@ class Answer(NamedTuple):
     were not asked for."""
 
 
-def _nothing(_: Question) -> None:
-    return None
+def _nothing(_: Question) -> bytes:
+    return b""
 
 
 def write_questions(
@@ -70,15 +70,16 @@ def write_questions(
     index_id: str,
     algorithm: str,
     rows: Iterable[Question],
-    known: Callable[[Question], ChunkList | None] = _nothing,
+    known: Callable[[Question], bytes] = _nothing,
 ) -> int:
     """Write questions to a new file; returns how many there are.
 
-    ``known`` gives the chunks of what may be an older version of a file.
+    ``known`` gives the chunks of what may be an older version of a file, as ``ChunkList.to_bytes``
+    does; nothing where they are not known.
     """
     db = _create(path, QUESTIONS_ID, QUESTION)
     try:
-        full = ((*row, _value(known(row))) for row in rows)
+        full = ((*row, known(row)) for row in rows)
         db.executemany("INSERT INTO question VALUES (?, ?, ?, ?)", full)
         count = int(db.execute("SELECT count(*) FROM question").fetchone()[0])
         meta = {"index": index_id, "algorithm": algorithm, "count": str(count)}
@@ -87,11 +88,6 @@ def write_questions(
     finally:
         db.close()
     return count
-
-
-def _value(known: ChunkList | None) -> bytes:
-    data = b"" if known is None else known.to_bytes()
-    return data if len(data) <= MAX_VALUE else b""
 
 
 def write_answers(path: str, index_id: str, rows: Iterable[Answer]) -> None:

@@ -133,6 +133,11 @@ class Plan:
             if extent is not None:
                 yield extent
 
+    def extents_of(self, entry_id: int) -> Iterator[tuple[int, int]]:
+        """The ranges of one file, in order. Goes through all of the plan."""
+        query = "SELECT start, stop FROM extent WHERE entry_id = ? ORDER BY start"
+        return self._db.execute(query, (entry_id,))
+
     def files_between(self, start: int, stop: int) -> Iterator[tuple[Entry, list[Extent]]]:
         """Files with their extents, for a range that begins and ends with a file."""
         new = tuple.__new__  # half the time of Entry._make, for every file there is

@@ -28,6 +28,7 @@ from tar_like.plan.segments import Segments
 from tar_like.process import large_buffer
 from tar_like.proxy.chunkcache import ChunkCache, name_of_file
 from tar_like.proxy.copying import copy_range
+from tar_like.proxy.laying import Laying
 from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
@@ -36,7 +37,6 @@ from tar_like.reading import read_at
 from tar_like.sparse import data_of
 
 _STEP = 8 << 20
-Ranges = list[tuple[int, int]]
 
 
 class Task(NamedTuple):
@@ -72,6 +72,8 @@ class Provided:
     """It is staged but for these ranges, in order, of whole pages; None when it is kept."""
     believed: bool = False
     """What is staged was not read."""
+    laying: str = ""
+    """The mark of a copy that is being made still (laying.Laying)."""
 
 
 class Assembler:
@@ -84,36 +86,79 @@ class Assembler:
         self._walker = Walker(root)
         self._cache = ChunkCache(destination.chunks)
         self._algorithm = self._index.digest
-        self._questions, self._answers = _conversation(path, self._index.id)
+        self._path = path
+        self._questions: Questions | None = None
+        self._answers: Answers | None = None
+        self.hear()
         self._buffer = large_buffer(_STEP)
+        self.laying: Laying | None = None
+        """The copy that was begun last."""
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file. What is being laid goes on."""
         for one in (self._index, self._staging, self._walker, self._questions, self._answers):
             if one is not None:
                 one.close()
 
-    def prepare(self, task: Task) -> None:
-        """Have an older version's chunks and a copy of it at hand, while the sender reads the new.
+    def hear(self) -> None:
+        """Take up questions and answers that have come since this was made."""
+        asked, said = (os.path.join(self._path, name) for name in ("questions.db", "answers.db"))
+        if self._questions is None and os.path.exists(asked):
+            self._questions = Questions(asked, self._index.id)
+        if self._answers is None and os.path.exists(said):
+            self._answers = Answers(said)
 
-        What cannot be had beforehand is left for later.
+    def prepare(self, task: Task) -> None:
+        """Have an older version's chunks at hand, and begin a copy of it, while the new is read.
+
+        What cannot be had beforehand is left for later. To be settled.
         """
         entry = task.entry
         question = self._asked(entry)
-        if self._questions is None or question is None:
+        if self._questions is None or question is None or self.is_laying(entry):
             return
+        if self._questions.tells(question) or self._is_listed(entry, question.average):
+            self.lay(entry)
+
+    def _is_listed(self, entry: Entry, average: int) -> bool:
+        """Whether the chunks of an older version are at hand now."""
+        fd = self._open(entry.path)
+        if fd is None:
+            return False
+        try:
+            self._list_of(fd, average)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def lay(self, entry: Entry) -> None:
+        """Begin a copy of an older version, if it can be of use. To be settled."""
+        self.settle()
         fd = self._open(entry.path)
         if fd is None:
             return
         try:
-            if not self._questions.tells(question):
-                self._list_of(fd, question.average)
             if self._is_solid(entry):
-                self._clone(fd, entry)
+                ranges = list(data_of(fd, min(entry.size, os.fstat(fd).st_size)))
+                self.laying = Laying(entry.id, fd, self._stage(entry), ranges)
         except OSError:
             self._staging.remove(entry.id)
         finally:
             os.close(fd)
+
+    def settle(self) -> None:
+        """Wait for the copy that is being made, unless it is part of a plan, and lay it aside."""
+        laying = self.laying
+        if laying is None or laying.released:
+            return
+        self.laying = None
+        try:
+            if laying.wait():
+                self._staging.lay_aside(laying.entry_id, laying.mark)
+        except OSError:
+            self._staging.remove(laying.entry_id)
 
     def _asked(self, entry: Entry) -> Question | None:
         """What was asked about a file's chunks."""
@@ -126,25 +171,22 @@ class Assembler:
         """Whether a file has no holes: then no byte of a copy of something else can stay in it."""
         return Segments(self._index).of(entry) == [(0, entry.size)]
 
-    def _clone(self, source: int, entry: Entry) -> None:
-        """Lay a copy of an older version aside; how much of it is of use will be seen."""
-        before = name_of_file(os.fstat(source))
-        staged = self._stage(entry)
-        try:
-            for start, stop in data_of(source, min(entry.size, os.fstat(source).st_size)):
-                copy_range(source, start, staged, start, stop - start)
-        finally:
-            os.close(staged)
-        if name_of_file(os.fstat(source)) == before:
-            self._staging.lay_aside(entry.id, before)
+    def is_laying(self, entry: Entry) -> bool:
+        """Whether its older version is being copied."""
+        return self.laying is not None and self.laying.entry_id == entry.id
 
     def __call__(self, task: Task) -> Provided | None:
         """What can be had of a file here; None for nothing. Raises OSError, NoSpace."""
         entry, wanted = task.entry, task.digest
-        prepared = self._asked(entry) is not None and self._take_prepared(entry)
         answer = None
         if self._answers is not None and entry.size >= chunks.SMALLEST_FILE:
             answer = self._answers.find(entry.id)
+        if self.is_laying(entry):
+            found = self._release(task, answer)
+            if found is not None:
+                return found
+            self.settle()
+        prepared = self._asked(entry) is not None and self._take_prepared(entry)
         if not wanted:
             return None
         if task.at_size == entry.size:
@@ -242,38 +284,62 @@ class Assembler:
         finally:
             os.close(old)
 
-    def _patch(
-        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes, *, prepared: bool
-    ) -> Provided | None:
-        """Stage what a new version shares with the file at its path."""
-        question = self._asked(entry)
-        if self._questions is None or question is None:
+    def _release(self, task: Task, answer: Answer | None) -> Provided | None:
+        """Have a copy that is being made go on beside the blocks, without what these will bring.
+
+        None where that cannot be: where it must be read, or is not of use as it is.
+        """
+        laying, basis, entry = self.laying, task.basis, task.entry
+        if laying is None or basis is None or task.sources or answer is None or not answer.chunks:
             return None
         old = self._open(entry.path)
         if old is None:
             return None
         try:
-            said = self._questions.known(question)
-            known = said or self._list_of(old, question.average)
-            ranges = Segments(self._index).of(entry)
-            most = chunks.most_records(entry.size, len(ranges), question.average)
-            records, spans = chunks.expand(answer.chunks, said, most)
-            new = ChunkList(ranges, records)
-            self._cache.write(wanted.hex(), question.average, new)
-            if said is None:
-                spans = chunks.shared(new, known)
-            if not spans:
+            st = os.fstat(old)
+            if (
+                not basis.is_of(st)
+                or basis.digest == task.digest
+                or laying.mark != name_of_file(st)
+            ):
+                return None
+            common = self._in_common(entry, answer, task.digest, old)
+        finally:
+            os.close(old)
+        missing = () if common is None else tuple(common.missing(common.moves))
+        if common is None or not missing or not common.is_in_place:
+            return None
+        laying.release(missing)
+        return Provided(
+            entry_id=entry.id,
+            digest=task.digest,
+            missing=missing,
+            believed=True,
+            laying=laying.mark,
+        )
+
+    def _patch(
+        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes, *, prepared: bool
+    ) -> Provided | None:
+        """Stage what a new version shares with the file at its path."""
+        old = self._open(entry.path)
+        if old is None:
+            return None
+        try:
+            common = self._in_common(entry, answer, wanted, old)
+            if common is None:
                 return None
             staged = self._staging.reopen(entry.id) if prepared else self._stage(entry)
             try:
-                moves = list(chunks.moves(spans, new, known))
+                moves = common.moves
                 for move in moves:
                     if not (prepared and move.start == move.source):
                         copy_range(old, move.source, staged, move.start, move.length)
                 believed = basis is not None and basis.is_of(os.fstat(old))
                 if not believed:
-                    moves = list(chunks.moves(self._proven(staged, spans, new), new, new))
-                missing = tuple(_missing(ranges, moves, entry.size))
+                    new = common.new
+                    moves = list(chunks.moves(self._proven(staged, common.spans, new), new, new))
+                missing = tuple(common.missing(moves))
                 if not missing and not believed and self._digest(staged, entry.size) != wanted:
                     return None
             finally:
@@ -281,6 +347,22 @@ class Assembler:
         finally:
             os.close(old)
         return Provided(entry_id=entry.id, digest=wanted, missing=missing, believed=believed)
+
+    def _in_common(self, entry: Entry, answer: Answer, wanted: bytes, old: int) -> _Common | None:
+        """What a new version shares with the file at its path, which is open; None for nothing."""
+        question = self._asked(entry)
+        if self._questions is None or question is None:
+            return None
+        said = self._questions.known(question)
+        known = said or self._list_of(old, question.average)
+        ranges = Segments(self._index).of(entry)
+        most = chunks.most_records(entry.size, len(ranges), question.average)
+        records, spans = chunks.expand(answer.chunks, said, most)
+        new = ChunkList(ranges, records)
+        self._cache.write(wanted.hex(), question.average, new)
+        if said is None:
+            spans = chunks.shared(new, known)
+        return _Common(entry, new, known, spans) if spans else None
 
     def _proven(self, fd: int, spans: list[Span], new: ChunkList) -> Iterator[Span]:
         """Those chunks of a staged file that are what they should be."""
@@ -331,15 +413,26 @@ class Assembler:
         return view
 
 
-def _conversation(path: str, index_id: str) -> tuple[Questions | None, Answers | None]:
-    asked, said = os.path.join(path, "questions.db"), os.path.join(path, "answers.db")
-    return (
-        Questions(asked, index_id) if os.path.exists(asked) else None,
-        Answers(said) if os.path.exists(said) else None,
-    )
+class _Common:
+    """What a file and its older version share."""
+
+    def __init__(self, entry: Entry, new: ChunkList, known: ChunkList, spans: list[Span]) -> None:
+        self.entry, self.new, self.spans = entry, new, spans
+        self.moves = list(chunks.moves(spans, new, known))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether all of it is where it was."""
+        return all(move.start == move.source for move in self.moves)
+
+    def missing(self, moves: Iterable[Move]) -> Iterator[tuple[int, int]]:
+        """What is left of the file besides what these bring."""
+        return _missing(self.new.ranges, moves, self.entry.size)
 
 
-def _missing(ranges: Ranges, present: Iterable[Move], size: int) -> Iterator[tuple[int, int]]:
+def _missing(
+    ranges: Iterable[tuple[int, int]], present: Iterable[Move], size: int
+) -> Iterator[tuple[int, int]]:
     """What is left of ranges, widened to pages: no page of a file is ever in two blocks."""
     first = last = -1
     for start, stop in _left(ranges, present):
@@ -353,7 +446,7 @@ def _missing(ranges: Ranges, present: Iterable[Move], size: int) -> Iterator[tup
         yield first, last
 
 
-def _left(ranges: Ranges, present: Iterable[Move]) -> Iterator[tuple[int, int]]:
+def _left(ranges: Iterable[tuple[int, int]], present: Iterable[Move]) -> Iterator[tuple[int, int]]:
     rest = iter(present)
     move = next(rest, None)
     for start, stop in ranges:

@@ -6,6 +6,7 @@ strays > their digests
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -15,8 +16,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from tar_like.chunks import SMALLEST_FILE
+from tar_like.layout import Entry
 from tar_like.process import start_pool_worker
 from tar_like.proxy.assemble import Assembler, Provided, Task
+from tar_like.proxy.laying import Laying
 from tar_like.proxy.place import Destination
 from tar_like.proxy.snapshot import basis
 from tar_like.proxy.strays import Stray
@@ -42,10 +45,29 @@ class Assemblers:
         self._executor: ProcessPoolExecutor | None = None
 
     def prepare(self, tasks: Iterable[Task]) -> None:
-        """Read older versions, so that their chunks are known."""
+        """Read older versions, so that their chunks are known, and copy them.
+
+        The last copy may go on beside: it is to be settled.
+        """
         wanted = (task for task in tasks if task.at_size >= SMALLEST_FILE)
         for _ in self._each(_prepare, wanted):
             pass
+
+    def begin(self, entry: Entry) -> None:
+        """Begin to copy the older version of one file."""
+        if self._own is None:
+            self._own = self._make()
+        self._own.lay(entry)
+
+    @property
+    def laying(self) -> Laying | None:
+        """A copy that goes on beside, if there is one."""
+        return None if self._own is None else self._own.laying
+
+    def settle(self) -> None:
+        """Wait for a copy that goes on beside and is not part of a plan."""
+        if self._own is not None:
+            self._own.settle()
 
     def read(self, found: Iterable[Stray]) -> Iterator[tuple[Stray, bytes]]:
         """Strays and their digests, as far as they can be read."""
@@ -54,8 +76,25 @@ class Assemblers:
 
     def assemble(self, tasks: Iterable[Task]) -> Iterator[Provided]:
         """What is to be had of files, in any order."""
-        for found in self._each(_assemble, tasks):
-            yield from found
+        found = list[Provided]()
+        for some in self._each(_assemble, self._not_laying(tasks, found)):
+            yield from some
+        yield from found
+
+    def _stand_still(self) -> None:
+        """See that no thread is at work: processes are forked."""
+        self.settle()
+        if self.laying is not None:
+            with contextlib.suppress(OSError):  # whoever waits for it will see
+                self.laying.wait()
+
+    def _not_laying(self, tasks: Iterable[Task], found: list[Provided]) -> Iterator[Task]:
+        """The tasks but for that whose copy goes on beside: what is had of it is found at once."""
+        for task in tasks:
+            if self._own is not None and self._own.is_laying(task.entry):
+                found += _assemble(self._own, [task])
+            else:
+                yield task
 
     def _each(
         self, work: Callable[[Assembler, list[Item]], list[Result]], items: Iterable[Item]
@@ -69,6 +108,7 @@ class Assemblers:
                 yield work(self._own, batch)
             return
         if self._executor is None:
+            self._stand_still()
             context = multiprocessing.get_context("fork")
             self._executor = ProcessPoolExecutor(
                 self._jobs, context, _start_worker, (self._make, os.getpid())
@@ -81,10 +121,8 @@ class Assemblers:
         while waiting:
             yield waiting.popleft().result()
 
-    def __enter__(self) -> Assemblers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the processes."""
         if self._own is not None:
             self._own.close()
         if self._executor is not None:
@@ -106,6 +144,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _prepare(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
+    assembler.hear()
     for task in tasks:
         assembler.prepare(task)
     return []
@@ -116,6 +155,7 @@ def _read(assembler: Assembler, found: list[Stray]) -> list[tuple[Stray, bytes]]
 
 
 def _assemble(assembler: Assembler, tasks: list[Task]) -> list[Provided]:
+    assembler.hear()
     return [found for found in map(assembler, tasks) if found is not None]
 
 
@@ -129,4 +169,7 @@ def _start_worker(make: Callable[[], Assembler], parent: int) -> None:
 
 
 def _work(work: Callable[[Assembler, list[Item]], list[Result]], items: list[Item]) -> list[Result]:
-    return work(_worker, items)
+    try:
+        return work(_worker, items)
+    finally:
+        _worker.settle()

@@ -31,6 +31,14 @@ class ChunkCache:
         except (OSError, ValueError):
             return None
 
+    def read_bytes(self, name: str, average: int) -> bytes:
+        """A list as it was written; empty when it is not there, or damaged."""
+        try:
+            with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
+                return ChunkList.sealed(file.read())
+        except (OSError, ValueError):
+            return b""
+
     def write(self, name: str, average: int, chunks: ChunkList) -> None:
         """Keep a list, if there is room for it."""
         temporary = os.path.join(self._folder, f"{secrets.token_hex(8)}.tmp")

@@ -34,11 +34,12 @@ from tar_like.proxy.directories import Directories
 from tar_like.proxy.doubt import distrust
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.kept import Kept
+from tar_like.proxy.laying import lay_rest
 from tar_like.proxy.ledger import LANDED, plan_of, version_of
 from tar_like.proxy.nextledger import NextLedger
 from tar_like.proxy.outcome import COMMIT, Outcome, attempt, keep_room, write_outcome
 from tar_like.proxy.patch import is_outdated, is_patch, patch_of
-from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
+from tar_like.proxy.place import COMMIT_LOCK, LAYING_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.pool import Pool
 from tar_like.proxy.recall import carry_over
 from tar_like.proxy.receipts import ReceiptLog, Receipts, reason
@@ -64,6 +65,8 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
     except FileNotFoundError:
         return  # complete meanwhile
     try:
+        with held(os.path.join(path, LAYING_LOCK)):
+            pass  # what is being copied beside the blocks is there now, or is copied here
         with held(os.path.join(destination.home, COMMIT_LOCK)):
             if not os.path.exists(path):
                 return  # a patch, and another tree was committed meanwhile
@@ -160,6 +163,7 @@ class _Commit:
             self._ledger.begin()  # on a thread: no process is forked here
         with Pool(self._jobs, self._path, self._root) as pool:
             failures = self._source_failures()
+            self._lay_rest()
             if not self._verified and (revoked := self._verify(pool)):
                 return Outcome(token="", revoked=revoked)
             changed = self._verified.changed()
@@ -169,6 +173,12 @@ class _Commit:
             failures += self._apply(pool)
         self._finish(failures)
         return None
+
+    def _lay_rest(self) -> None:
+        """Copy what a planning has left of older versions, where it was killed."""
+        if self._patch is not None and not self._verified:
+            with held(os.path.join(self._path, LAYING_LOCK)):
+                lay_rest(self._path, self._destination.root, self._index, self._plan)
 
     def _still_holds(self) -> bool:
         """Whether what was found at the destination when this was planned is still there.

@@ -36,7 +36,7 @@ def copy_range(source: int, start: int, target: int, offset: int, length: int) -
     Where the source has become shorter meanwhile, what is left stays as it is: digests tell.
     """
     if length >= LARGE:
-        if _clone(source, start, target, offset, length):
+        if clone_range(source, start, target, offset, length):
             return
         if kind_of(target) in PLAIN and kind_of(source) in PLAIN:
             _copy_by_two(source, start, target, offset, length)
@@ -55,7 +55,7 @@ def copy_range(source: int, start: int, target: int, offset: int, length: int) -
         start, offset, length = start + done, offset + done, length - done
 
 
-def _clone(source: int, start: int, target: int, offset: int, length: int) -> bool:
+def clone_range(source: int, start: int, target: int, offset: int, length: int) -> bool:
     """Whether the target has got the source's own blocks. Raises OSError where there is no room.
 
     Filesystems say in many ways that they cannot; what else is wrong the copy will say.

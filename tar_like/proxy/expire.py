@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tar_like.errors import NotFound
 from tar_like.proxy import room
-from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, held
+from tar_like.proxy.place import COMMIT_LOCK, LAYING_LOCK, PLAN_LOCK, Destination, held
 
 LEFTOVER = 86400.0
 """Seconds after which what a killed process left in tmp is removed, at the earliest."""
@@ -54,8 +54,9 @@ def _expire(destination: Destination, transfer_id: str, now: float, older: float
     folder = destination.transfer(transfer_id)
     if now - _last_sign(folder) < older:
         return None
-    locks = [os.path.join(folder, name) for name in (PLAN_LOCK, COMMIT_LOCK)]
-    with held(locks[0], wait=0), held(locks[1], wait=0):
+    with contextlib.ExitStack() as locks:
+        for name in (PLAN_LOCK, COMMIT_LOCK, LAYING_LOCK):
+            locks.enter_context(held(os.path.join(folder, name), wait=0))
         idle = now - _last_sign(folder)
         if idle < older:
             return None

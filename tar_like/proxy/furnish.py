@@ -12,7 +12,7 @@ import os
 from tar_like.proxy.ledger import LEAVES
 from tar_like.proxy.outcome import COMMIT, keep_room
 from tar_like.proxy.patch import NAME
-from tar_like.proxy.place import COMMIT_LOCK, PLAN_LOCK, Destination, touch
+from tar_like.proxy.place import COMMIT_LOCK, LAYING_LOCK, PLAN_LOCK, Destination, touch
 from tar_like.proxy.seal import SEALED, seal
 from tar_like.rules import RULES, Rules
 
@@ -21,7 +21,7 @@ def furnish(destination: Destination, folder: str, rules: Rules) -> None:
     """Put beside an index what an open transfer has."""
     for name in ("stage", "receipts"):
         os.mkdir(os.path.join(folder, name), 0o700)
-    for name in (PLAN_LOCK, COMMIT_LOCK):
+    for name in (PLAN_LOCK, COMMIT_LOCK, LAYING_LOCK):
         touch(os.path.join(folder, name))
     rules.write(folder)
     for name in (RULES, LEAVES, "index.db", NAME):

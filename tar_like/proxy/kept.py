@@ -4,6 +4,8 @@ kept.db = landed(entry_id, digest, ino, ctime)   in its place already
         + assembled(entry_id, digest, whole, believed)
                                                  staged, wholly or in part, from local content,
                                                  which was not read if it is believed
+        + laying(entry_id, mark)                 of these, copies of older versions that were being
+                                                 made still, and what tells such a version
         + twin(entry_id, first)                  the same as an earlier file that is sent
         + passed(entry_id)                       of whatever kind: the rules leave it as it is
         + ledger(plan)                           the plan by which the ledger was made
@@ -31,6 +33,7 @@ _TABLES = (
   whole INTEGER NOT NULL,
   believed INTEGER NOT NULL
 )""",
+    "CREATE TABLE laying (entry_id INTEGER PRIMARY KEY, mark TEXT NOT NULL)",
     """CREATE TABLE twin (
   entry_id INTEGER PRIMARY KEY,
   first INTEGER NOT NULL,
@@ -89,6 +92,13 @@ class Kept:
         """Whether a file was assembled without a look at its content."""
         query = "SELECT 1 FROM assembled WHERE entry_id = ? AND believed"
         return self._db.execute(query, (entry_id,)).fetchone() is not None
+
+    def laying(self) -> list[tuple[int, str]]:
+        """(entry id, mark) of files that were being laid when they were planned (proxy.laying)."""
+        query = "SELECT 1 FROM sqlite_schema WHERE name = 'laying'"
+        if self._db.execute(query).fetchone() is None:
+            return []  # written by an earlier version
+        return self._db.execute("SELECT entry_id, mark FROM laying ORDER BY 1").fetchall()
 
     def whole(self) -> Iterator[tuple[int, bytes]]:
         """(entry id, digest) of files that are staged whole, by entry."""

@@ -36,6 +36,8 @@ PLAN_LOCK = "plan.lock"
 """Of a transfer: shared by who takes in a block, exclusive for who makes the plan or removes it."""
 COMMIT_LOCK = "commit.lock"
 """Of a transfer: exclusive for its commit. Of a destination: whose turn it is."""
+LAYING_LOCK = "laying.lock"
+"""Of a transfer: exclusive for who copies an older version to where blocks are put in meanwhile."""
 KEEP_REPORTS = 16
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ID = re.compile(r"[0-9a-f]{64}")

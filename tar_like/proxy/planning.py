@@ -11,13 +11,16 @@ run again; what it has published stays.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from tar_like import digest
-from tar_like.chunks import SMALLEST_FILE, ChunkList
+from tar_like.chunks import SMALLEST_FILE
+from tar_like.database import MAX_VALUE
 from tar_like.dirfd import Walker
 from tar_like.errors import NoSpace, UsageError
 from tar_like.index import Index
@@ -37,11 +40,12 @@ from tar_like.proxy.assemble import Task
 from tar_like.proxy.assemblers import Assemblers
 from tar_like.proxy.chunkcache import ChunkCache
 from tar_like.proxy.doubt import distrust
+from tar_like.proxy.laying import note_laid
 from tar_like.proxy.ledger import Ledger, Row, plan_of
 from tar_like.proxy.look import find_touched, read_look
 from tar_like.proxy.outcome import PLANNING, attempt, keep_room, write_outcome
 from tar_like.proxy.patch import patch_of
-from tar_like.proxy.place import HOME, PLAN_LOCK, Destination, held
+from tar_like.proxy.place import HOME, LAYING_LOCK, PLAN_LOCK, Destination, held
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
 from tar_like.proxy.sorter import Sorter
@@ -112,10 +116,27 @@ class Planning:
         self._path = destination.transfer(transfer_id)
         self._index = Index(self._file("index.db"))
         self._jobs = jobs
+        self._pool: Assemblers | None = None
+        self._locks = contextlib.ExitStack()
+        self._planned = ""
+        """The id of the plan that was made here."""
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index, and end the processes."""
+        self._close_pool()
         self._index.close()
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    @property
+    def _assemblers(self) -> Assemblers:
+        """The same ones for questions and plan."""
+        if self._pool is None:
+            self._pool = Assemblers(self._jobs, self._destination, self._path)
+        return self._pool
 
     def __enter__(self) -> Planning:
         return self
@@ -161,6 +182,11 @@ class Planning:
 
         Raises NoSpace, OSError, sqlite3.Error.
         """
+        with self._locks:
+            self._run(wish)
+            self._end_laying()
+
+    def _run(self, wish: Wish) -> None:
         with held(self._file(PLAN_LOCK)), self._folder() as folder:
             if os.path.exists(self._file("plan.db")):
                 return
@@ -259,7 +285,7 @@ class Planning:
         self,
         folder: str,
         rows: Iterable[Question],
-        known: Callable[[Question], ChunkList | None] = lambda _: None,
+        known: Callable[[Question], bytes] = lambda _: b"",
     ) -> bool:
         """Publish the questions, if there are any."""
         temporary = os.path.join(folder, "questions.db")
@@ -278,14 +304,62 @@ class Planning:
                 self._take_told(folder, [(one.entry_id, wish.told[one.entry_id]) for one in asked])
                 return False
         with _Remembered(self._index, self._basis, self._ledger(wish), self._destination) as known:
+            rows = self._begin_to_lay(rows, known)
             if not self._publish_questions(folder, rows, known):
                 return False
-        with Assemblers(self._jobs, self._destination, self._path) as pool:
-            found = survey.Survey(self._file("survey.db"))
-            with contextlib.closing(found):
-                pool.prepare(self._tasks(wish, found, known=False))
-            self._read_strays(folder, pool)
+        with contextlib.closing(survey.Survey(self._file("survey.db"))) as found:
+            self._assemblers.prepare(self._tasks(wish, found, known=False))
+        self._read_strays(folder, self._assemblers)
+        if self._is_answered_meanwhile():
+            return False
+        self._assemblers.settle()
         return True
+
+    def _begin_to_lay(
+        self, rows: Iterator[Question], known: Callable[[Question], bytes]
+    ) -> Iterator[Question]:
+        """Begin to copy an older version, if there is one alone of which nothing else is needed.
+
+        The sender is told a little later what it is asked, so that is for what takes no time.
+        """
+        some = list(itertools.islice(rows, 2))  # those of large files come first
+        large = [one for one in some if one.average]
+        if len(large) == 1 and known(large[0]):
+            self._assemblers.begin(self._index.entry(large[0].entry_id))
+        return itertools.chain(some, rows)
+
+    def _is_answered_meanwhile(self) -> bool:
+        """Whether the answers have come while an older version is still being copied.
+
+        A patch is planned at once then. (Others may be taken apart and adopted.)
+        """
+        laying, seconds = self._assemblers.laying, 0.001
+        if laying is None or patch_of(self._path) is None:
+            return False
+        while not os.path.exists(self._file("answers.db")):
+            if not laying.running:
+                return False
+            time.sleep(seconds)
+            seconds = min(0.02, 1.03 * seconds)
+        try:
+            self._locks.enter_context(held(self._file(LAYING_LOCK), wait=0))
+        except BlockingIOError:
+            self._assemblers.settle()
+        return True
+
+    def _end_laying(self) -> None:
+        """There is a plan; see what is still being copied for it to its end.
+
+        Where that fails, who commits goes on with it.
+        """
+        laying = self._pool.laying if self._pool is not None else None
+        if laying is None:
+            return
+        with contextlib.suppress(OSError):  # or the transfer is gone
+            if laying.wait():
+                self._sync()
+                with self._folder() as folder:
+                    note_laid(self._destination, self._path, folder, self._planned)
 
     def _take_told(self, folder: str, told: Iterable[tuple[int, bytes]]) -> None:
         """All that would have been asked is known."""
@@ -322,10 +396,11 @@ class Planning:
             opened.callback(found.close)
             found.copy_kept(db)
             sorter = Sorter(db)
-            with Assemblers(self._jobs, self._destination, self._path) as pool:
-                self._read_strays(folder, pool)
-                for provided in pool.assemble(self._tasks(wish, found, known=True)):
-                    sorter.take(provided)
+            pool = self._assemblers
+            self._read_strays(folder, pool)
+            for provided in pool.assemble(self._tasks(wish, found, known=True)):
+                sorter.take(provided)
+            pool.settle()
             if sorter.staged:
                 self._sync()
             digest_of = opened.enter_context(self._digests())
@@ -333,10 +408,16 @@ class Planning:
             lacking = sorter.left(entries, digest_of, Segments(self._index))
             build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
             db.execute("COMMIT")
+        self._planned = self._id_of(plan)
         if self._destination.donors(self._id) and not self._fits(plan):
             self._without_donors(folder, wish)
             return
         self._publish(temporary, plan)
+
+    def _id_of(self, plan_path: str) -> str:
+        plan = Plan(plan_path, self._index.path)
+        plan.close()
+        return plan.id
 
     def _fits(self, plan_path: str) -> bool:
         """Whether there is room for a plan, beside what donors hold."""
@@ -356,6 +437,7 @@ class Planning:
                 os.unlink(self._file(name))
         for name in os.listdir(folder):
             os.unlink(os.path.join(folder, name))
+        self._close_pool()
         self._survey(folder, wish)
         self._plan(folder, wish)
 
@@ -432,19 +514,28 @@ class _Remembered:
         self._ledger = Ledger(ledger)
         self._walker = Walker(basis.root)
         self._cache = ChunkCache(destination.chunks)
+        self._last: tuple[Question | None, bytes] = (None, b"")
+        """What was asked about last: some do so twice."""
 
-    def __call__(self, question: Question) -> ChunkList | None:
+    def __call__(self, question: Question) -> bytes:
+        """As ChunkList.to_bytes gives them; empty where they are not known, or too many."""
+        if self._last[0] != question:
+            self._last = question, self._read(question)
+        return self._last[1]
+
+    def _read(self, question: Question) -> bytes:
         if not question.average or self._ledger.algorithm != self._index.digest:
-            return None
+            return b""
         path = self._index.entry(question.entry_id).path
         for row in self._ledger.with_paths([path]):
             try:
                 parent, name = self._walker.split(path)
                 if row.is_of(os.stat(name, dir_fd=parent, follow_symlinks=False)):
-                    return self._cache.read(row.digest.hex(), question.average)
+                    found = self._cache.read_bytes(row.digest.hex(), question.average)
+                    return found if len(found) <= MAX_VALUE else b""
             except OSError:
-                return None
-        return None
+                return b""
+        return b""
 
     def __enter__(self) -> _Remembered:
         return self

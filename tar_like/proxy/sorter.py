@@ -26,7 +26,7 @@ class Sorter:
         self._missing: dict[int, list[tuple[int, int]]] = {}
         self._done: set[int] = set()
         self.staged = False
-        """Whether anything was put into staging."""
+        """Whether anything lies in staging that is believed to last."""
 
     def take(self, found: Provided) -> None:
         """A file that was found here, wholly or in part."""
@@ -34,12 +34,15 @@ class Sorter:
             self._db.execute("INSERT OR REPLACE INTO landed VALUES (?, ?, ?, ?)", found.kept)
             self._done.add(found.entry_id)
             return
-        self.staged = True
+        self.staged = self.staged or not found.laying
         whole = not found.missing
         self._db.execute(
             "INSERT INTO assembled VALUES (?, ?, ?, ?)",
             (found.entry_id, found.digest, whole, found.believed),
         )
+        if found.laying:
+            row = found.entry_id, found.laying
+            self._db.execute("INSERT INTO laying VALUES (?, ?)", row)
         if whole:
             self._done.add(found.entry_id)
         elif found.missing is not None:

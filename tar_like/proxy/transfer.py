@@ -32,6 +32,7 @@ from tar_like.proxy.backup import check_backup
 from tar_like.proxy.furnish import begin_anew
 from tar_like.proxy.intake import Block, Intake
 from tar_like.proxy.kept import bytes_of_twins
+from tar_like.proxy.laying import bytes_left
 from tar_like.proxy.patch import NAME as PATCH
 from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.planning import Planning, Wish, questions_open
@@ -178,7 +179,7 @@ class Transfer:
             if os.path.exists(self.plan_path) and not self.verified and not self.rules.dry_run:
                 plan = self.plan()
                 self._receipts.refresh()
-                copies = bytes_of_twins(self.path)
+                copies = bytes_of_twins(self.path) + bytes_left(self.path, plan)
                 room.check(self.path, plan, plan.block_count - self._receipts.received, copies)
 
     def is_easy(self, look: str) -> bool:
@@ -187,6 +188,15 @@ class Transfer:
             return True
         with Planning(self._destination, self.id) as planning:
             return planning.is_easy(look)
+
+    @property
+    def is_being_planned(self) -> bool:
+        """Whether somebody is at it, on any host: another one would only wait."""
+        try:
+            with held(os.path.join(self.path, PLAN_LOCK), shared=True, wait=0):
+                return False
+        except BlockingIOError:
+            return True
 
     @property
     def open_questions(self) -> int:

@@ -148,7 +148,7 @@ class Transfers:
             outcome = read_outcome(transfer.path, PLANNING)
             if outcome is not None and outcome.token == token:
                 raise outcome.as_error()
-            if not started:
+            if not started and not transfer.is_being_planned:
                 self._starter.plan(transfer_id, token, json.dumps(asdict(wish)))
                 started = True
             if time.monotonic() > deadline:

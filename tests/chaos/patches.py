@@ -5,6 +5,8 @@
     then: whatever bears a name is of either tree; what was called complete is there; a tree of
         the three at hand, synced next, arrives, and once more finds nothing to do
 
+One file is large: its older version is copied, slowly here, while the blocks of the newer one come.
+
 What is cut is the ledger's way from one tree to the next: it must never say more than what lies
 there, since the next sync believes it.
 """
@@ -22,6 +24,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from tar_like.cli import main
+from tar_like.proxy import laying
 from tests.chaos import disk, scene
 from tests.chaos.disk import OPTIONS, Disk
 from tests.chaos.scene import Broken, Fork, Receiver
@@ -32,6 +35,8 @@ from tests.trees import visible_files
 _EDITS = sorted(EDITS.keys() - {"link"})
 """Trees with hard links are offered whole."""
 _FILES = 60
+_IMAGE, _STEP, _PAUSE = 6 << 20, 256 << 10, 0.02
+"""The large file's bytes; how many are copied in a row, and the most seconds before each."""
 
 
 def run(count: int, dice: random.Random) -> dict[str, object]:
@@ -42,6 +47,7 @@ def run(count: int, dice: random.Random) -> dict[str, object]:
 class _Faults:
     def __init__(self, work: Path, dice: random.Random) -> None:
         self._dice = dice
+        self._copy_slowly()
         self._trees = [work / f"tree {number}" for number in range(3)]
         self._make_trees(work)
         self._files = [visible_files(tree) for tree in self._trees]
@@ -51,7 +57,7 @@ class _Faults:
         self._log = work / "log"
         self._lasts = self._begin()
         self.figures = dict.fromkeys(
-            ("faults", "cuts", "kills", "kills_of_one", "in_the_commit", "after_completion",
+            ("faults", "cuts", "kills", "kills_of_one", "at_a_step", "after_completion",
              "with_both_trees_names", "patches_that_followed"), 0,
         )  # fmt: skip
 
@@ -69,6 +75,24 @@ class _Faults:
             subprocess.run(["cp", "-a", root, tree], check=True)
             for _ in range(self._dice.randrange(2, 6)):
                 EDITS[self._dice.choice(_EDITS)](edited)
+        image = bytearray(self._dice.randbytes(_IMAGE))
+        for tree in self._trees:
+            (tree / "image").write_bytes(image)
+            for _ in range(6):
+                page = self._dice.randrange(_IMAGE // 4096) * 4096
+                image[page : page + 4096] = self._dice.randbytes(4096)
+
+    def _copy_slowly(self) -> None:
+        """In the receivers, which are forks of this process."""
+        copy, dice = laying.copy_range, random.Random(self._dice.random())
+
+        def slowly(*args: int) -> None:
+            time.sleep(dice.uniform(0, _PAUSE))
+            copy(*args)
+
+        laying.copy_range = slowly  # type: ignore[assignment]
+        laying.clone_range = lambda *_: False
+        laying._STEP = _STEP
 
     def _begin(self) -> float:
         """A disk with the first tree, and what a look saw; the seconds that the next takes."""
@@ -136,19 +160,30 @@ class _Faults:
                 os.kill(self._dice.choice(others), signal.SIGKILL)
 
     def _moment(self) -> Callable[[], bool]:
-        """At a time, or some time after the commit has begun to write one of its files."""
+        """At a time, or some time after one of the transfer's files has been begun."""
         begun = time.monotonic()
         if self._dice.random() < 0.3:
             end = begun + self._dice.uniform(0, 1.2) * self._lasts
             return lambda: time.monotonic() > end
         later = self._dice.uniform(0, self._dice.choice((0.003, 0.02, 0.1)))
-        mark = self._dice.choice(("draft*", "next.db", "verified.db", "landed.db"))
+        mark = self._dice.choice(
+            (
+                "questions.db",
+                "kept.db",
+                "plan.db",
+                "laid",
+                "draft*",
+                "next.db",
+                "verified.db",
+                "landed.db",
+            )
+        )
         reached: list[float] = []
 
         def over() -> bool:
             if not reached and any(self._dest.glob(f".tar_like/transfers/*/{mark}")):
                 reached.append(time.monotonic())
-                self.figures["in_the_commit"] += 1
+                self.figures["at_a_step"] += 1
             return bool(reached) and time.monotonic() > reached[0] + later
 
         return over

@@ -174,5 +174,5 @@ def test_what_is_offered_is_synced_before_it_is_taken_up(
     monkeypatch.setattr(durable, "sync_file", note)
     job = Job(source, work / "dst", negotiate=False)
     records = {path.name for path in job.path.iterdir() if path.is_file()}
-    assert records - set(synced) == {"outcome.tmp", "plan.lock", "commit.lock"}
+    assert records - set(synced) == {"outcome.tmp", "plan.lock", "commit.lock", "laying.lock"}
     job.close()

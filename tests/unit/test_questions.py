@@ -78,7 +78,11 @@ def test_chunks_may_refer_to_those_that_were_said(
     path, answers = str(work / "questions"), str(work / "answers")
     rows = [Question(1, AVERAGE), Question(2, 0)]
     write_questions(
-        path, index.id, "blake3", rows, lambda question: known if question.average else None
+        path,
+        index.id,
+        "blake3",
+        rows,
+        lambda question: known.to_bytes() if question.average else b"",
     )
     with contextlib.closing(Questions(path, index.id)) as questions:
         found = questions.known(rows[0])

@@ -1,0 +1,128 @@
+"""An older version is still being copied while the blocks of the newer one arrive."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Job, sync, wait_for
+from tests.e2e.test_patch import assert_ledger, was_patched
+from tests.trees import assert_same
+
+MIB = 1 << 20
+SIZE = 40 * MIB
+"""Copied in five steps."""
+SLOWLY = (
+    *("strace", "--follow-forks", "--seccomp-bpf", "--output=/dev/null"),
+    "--inject=copy_file_range:delay_enter=400000",
+)
+ONCE_MORE = b"were not what the receiver remembered"
+WRONG = b"they are sent again"
+
+
+@pytest.fixture
+def src(work: Path, dice: random.Random) -> Path:
+    """A tree with a large file that was committed, and has changed here and there since."""
+    src = work / "src"
+    src.mkdir()
+    (src / "large").write_bytes(dice.randbytes(SIZE))
+    (src / "small").write_bytes(b"small")
+    sync(src, work / "dst")
+    with (src / "large").open("r+b") as file:
+        for _ in range(20):
+            file.seek(dice.randrange(SIZE // 4096) * 4096)
+            file.write(dice.randbytes(4096))
+    (src / "small").write_bytes(b"changed")
+    return src
+
+
+@contextmanager
+def copying(src: Path, dst: Path) -> Iterator[tuple[Job, Path]]:
+    """A sync whose first blocks have come while the older version is being copied.
+
+    Gives the folder of its transfer, too.
+    """
+    with Job("sync", src, dst, "--delete", "-s", "64K", prefix=SLOWLY) as job:
+        transfers = dst / ".tar_like/transfers"
+        plan, *_ = wait_for("a plan", lambda: [*transfers.glob("*/plan.db")], unless=job.ended)
+        receipts = plan.parent / "receipts"
+        wait_for(
+            "receipts",
+            lambda: any(one.stat().st_size for one in receipts.iterdir()),
+            unless=job.ended,
+        )
+        assert copier(job), "it was copied before"
+        assert not (plan.parent / "laid").exists()
+        yield job, plan.parent
+
+
+def copier(job: Job) -> list[int]:
+    """The processes of a job that hold the lock of who copies."""
+    found = []
+    for pid in job.members():
+        with suppress(OSError):
+            names = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+            if any(name.endswith("/laying.lock") for name in names):
+                found.append(pid)
+    return found
+
+
+def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    with copying(src, dst) as (job, transfer):
+        wait_for("the end of the copy", (transfer / "laid").exists, unless=job.ended)
+        result = job.end().verify(0)
+    assert ONCE_MORE not in result.err
+    assert WRONG not in result.err
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
+
+
+def test_what_the_copying_process_leaves_the_commit_copies(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    with copying(src, dst) as (job, transfer):
+        for pid in copier(job):
+            os.kill(pid, signal.SIGKILL)
+        assert not (transfer / "laid").exists()
+        result = job.end().verify(0)
+    assert ONCE_MORE not in result.err
+    assert WRONG not in result.err
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
+
+
+def test_a_run_that_was_killed_meanwhile_goes_on(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    with copying(src, dst) as (job, transfer):
+        job.kill()
+        assert not (transfer / "laid").exists()
+    with Job("sync", src, dst, "--delete") as job:
+        result = job.end().verify(0)
+    assert ONCE_MORE not in result.err
+    assert WRONG not in result.err
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_older_version_that_changes_meanwhile_is_found_out(
+    work: Path, src: Path, *, killed: bool
+) -> None:
+    dst = work / "dst"
+    with copying(src, dst) as (job, _):
+        if killed:
+            for pid in copier(job):
+                os.kill(pid, signal.SIGKILL)
+        (dst / "large").write_bytes(bytes(SIZE))
+        result = job.end().verify(0)
+    assert ONCE_MORE in result.err
+    assert_same(src, dst)
