@@ -11,8 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import lz4.frame
 
@@ -38,8 +37,7 @@ _PIECE = 64 << 10
 """Bytes of a file that are deflated at a time: so much waits for who does not read it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """An entry that did not arrive, and why."""
 
     path: str
@@ -49,18 +47,21 @@ class Failure:
     """Whether the source is at fault (exit code 3) rather than the receiver (1)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Look(NamedTuple):
     """A look at a destination that has begun."""
 
     token: str
     """Names it."""
-    index: str
-    """The id of the tree that was committed last; empty when there is no use in looking."""
+    tree: str
+    """The id of the one that was committed last; empty when there is no use in looking."""
     newest: int | None = None
     """The last mtime in that tree, in ns; None where it is not known."""
     changed: int | None = None
     """The last ctime that its sender has seen of it, in ns; None where it is not known."""
+
+    def to_json(self) -> builtins.bytes:
+        values = self._asdict()
+        return json.dumps({"index": values.pop("tree"), **values}).encode()
 
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> Look:
@@ -71,7 +72,7 @@ class Look:
             raise TypeError("A time is a whole number of nanoseconds.")
         return cls(
             token=_of_kind(values.get("token"), str),
-            index=_of_kind(values.get("index"), str),
+            tree=_of_kind(values.get("index"), str),
             newest=values.get("newest"),
             changed=values.get("changed"),
         )
@@ -92,8 +93,7 @@ _TOLD = 32
 """Bytes of such a digest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchHead:
+class PatchHead(NamedTuple):
     """The start of a patch: what of a tree is in another one."""
 
     base: str
@@ -106,8 +106,7 @@ class PatchHead:
     """The tree's leaves in order: ``[first, stop)`` of the base's, or so many that follow here."""
 
     def to_json(self) -> builtins.bytes:
-        # Not by asdict: it would make a copy of each step of the order.
-        return json.dumps({one: getattr(self, one) for one in self.__slots__}).encode()
+        return json.dumps(self._asdict()).encode()
 
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> PatchHead:
@@ -133,8 +132,7 @@ def _step(value: Any) -> tuple[int, int] | int:
     return first, stop
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(NamedTuple):
     """A transfer as the receiver sees it."""
 
     id: str
@@ -150,7 +148,7 @@ class Status:
     """Entries that are in their place; meaningful while committing and when complete."""
     revoked: int = 0
     """Blocks whose staged bytes failed verification in the last commit: they are missing again."""
-    rules: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = {}  # noqa: RUF012 nobody changes it
     """The rules it is transferred by (rules.Rules)."""
     passed: int = 0
     """Entries that the rules leave as they are at the destination; when ``complete``."""
@@ -162,26 +160,26 @@ class Status:
     """Failures that the same run once more is to mend; when ``complete``."""
     questions: int = 0
     """How many questions the receiver has before it makes the plan; while ``open``."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: tuple[Failure, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self._asdict(), "failures": [one._asdict() for one in self.failures]}
 
     def to_json(self) -> builtins.bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self.to_dict()).encode()
 
     @classmethod
     def from_json(cls, text: builtins.bytes | str) -> Status:
         """Raises ValueError or TypeError for what is no status."""
         values = _object(text)
-        failures = [_failure(one) for one in _of_kind(values.pop("failures", []), list)]
-        known = {
-            f.name: _of_kind(values[f.name], _KINDS[str(f.type)])
-            for f in fields(cls)
-            if f.name in values
-        }
+        failures = tuple(map(_failure, _of_kind(values.pop("failures", []), list)))
+        names = values.keys() & set(cls._fields)
+        known = {one: _of_kind(values[one], _KINDS.get(one, int)) for one in names}
         return cls(**known, failures=failures)
 
 
-_KINDS: dict[str, type[Any]] = {"str": str, "int": int, "dict[str, Any]": dict}
-"""Of a status' fields."""
+_KINDS: dict[str, type[Any]] = {"id": str, "state": str, "held": str, "rules": dict}
+"""Of a status' fields; the others are numbers."""
 
 
 def _object(text: bytes | str) -> dict[str, Any]:
@@ -207,8 +205,7 @@ def _failure(values: Any) -> Failure:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(NamedTuple):
     """Digests that a sender tells unasked, by ``digest.DEFAULT``."""
 
     digests: Mapping[int, builtins.bytes]

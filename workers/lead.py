@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
@@ -225,7 +225,7 @@ class Lead:
             self._ranges.learn(len(rows), seconds)
         for number, row in enumerate(rows):
             if self._untold.pop(row.block_no, None) is not None:
-                self._outcomes.append(replace(row, troubles=tuple(troubles) if not number else ()))
+                self._outcomes.append(row._replace(troubles=tuple(troubles) if not number else ()))
         for number, text in errors:
             if number in self._wanted and not fatal:
                 self._wanted.discard(number)

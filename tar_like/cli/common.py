@@ -197,8 +197,6 @@ def first_interrupt(stop: Callable[[], None], output: Output) -> Iterator[None]:
 
 def report_upload(summary: Any, output: Output) -> int:
     """Print how an upload ended; returns the exit code."""
-    import dataclasses  # which a scan need not wait for
-
     code = _exit_code(summary)
     output.end_progress()
     for text in summary.errors[:10]:
@@ -225,13 +223,11 @@ def report_upload(summary: Any, output: Output) -> int:
         )
     else:
         output.say(f"These blocks have arrived ({summary.blocks_sent} sent); others are missing.")
-    return output.finish(dataclasses.asdict(summary), code)
+    return output.finish(summary.to_dict(), code)
 
 
 def report_rehearsal(rehearsal: Any, output: Output) -> int:
     """Print what a dry run found; returns the exit code that the run itself would begin with."""
-    import dataclasses
-
     code = FAILURE if any(not failure.source for failure in rehearsal.failures) else OK
     if code == OK and rehearsal.failures:
         code = SOURCE_TROUBLE
@@ -248,7 +244,7 @@ def report_rehearsal(rehearsal: Any, output: Output) -> int:
         f"the metadata of {counted(count['metadata'], 'name')}, and delete "
         f"{counted(count['delete'], 'name')}. Nothing was changed."
     )
-    rest = {"held": rehearsal.held, "failures": list(map(dataclasses.asdict, rehearsal.failures))}
+    rest = {"held": rehearsal.held, "failures": [one._asdict() for one in rehearsal.failures]}
     return output.finish({**rehearsal.sums(), **rehearsal.lists(), **rest}, code)
 
 

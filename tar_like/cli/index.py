@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -89,7 +88,7 @@ def _run(options: argparse.Namespace, what: Wanted, source: Source, output: Outp
             ]
         output.error(f"{counted(len(failures), 'entry')} could not be read:")
         output.listed([f"{one['path']}: {one['reason']}" for one in failures])
-    values = {**dataclasses.asdict(summary), "skipped": summary.special, "failures": failures}
+    values = {**summary.to_dict(), "skipped": summary.special, "failures": failures}
     return output.finish(values, SOURCE_TROUBLE if failures else OK)
 
 

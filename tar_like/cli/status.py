@@ -55,11 +55,9 @@ class _Receiver:
         self._before: dict[str, tuple[float, int]] = {}
 
     def __call__(self) -> dict[str, Any]:
-        from dataclasses import asdict
-
         rows = []
         for one in self._client.transfers():
-            row = asdict(one)
+            row = one.to_dict()
             for what in ("received", "durable"):
                 row[f"{what}_bytes"] = one.bytes * getattr(one, what) // max(1, one.blocks)
             row["missing"] = one.blocks - one.received

@@ -192,7 +192,7 @@ def _sync(
 
             import_module("tar_like.upload.run")
             gc.freeze()  # what was imported holds no garbage that is worth looking for
-            if begun is None or not begun.index:
+            if begun is None or not begun.tree:
                 rows.finish(index_path, None)
             else:
                 patching = Patching(client, upload.rules, begun)
@@ -248,13 +248,14 @@ def _if_still_there(
     from tar_like.upload.run import UploadSummary
     from tar_like.wire import COMPLETE
 
-    if found.id != look.index or found.unreadable:
+    if found.id != look.tree or found.unreadable:
         return None
     status = still_there(client, rules, look)
     if status is None or status.state != COMPLETE:
         return None
     say_scanned(found, output)
-    summary = UploadSummary(transfer=found.id, state=COMPLETE, entries=found.entries)
+    summary = UploadSummary()
+    summary.transfer, summary.state, summary.entries = found.id, COMPLETE, found.entries
     return report_upload(summary, output)
 
 

@@ -6,7 +6,7 @@ Found > id, offset, the first name of a hard link > a row of the table ``entry``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from tar_like.index.inodes import Inodes
@@ -14,8 +14,7 @@ from tar_like.layout import FILE, HARDLINK, place
 from tar_like.source import Found, Skipped
 
 
-@dataclass(slots=True)
-class BuildSummary:
+class BuildSummary(SimpleNamespace):
     """What was found and done."""
 
     id: str = ""
@@ -29,6 +28,13 @@ class BuildSummary:
     gone: int = 0
     special: int = 0
     unreadable: int = 0
+
+    def __init__(self, **values: Any) -> None:
+        """What ``to_dict`` gave once, or nothing yet."""
+        super().__init__(**{**{one: getattr(self, one) for one in self.__annotations__}, **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
     def count_skipped(self, skipped: Skipped) -> None:
         """A name that is not in the tree."""

@@ -17,7 +17,6 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -215,7 +214,7 @@ class _Service:
 
     async def look(self, _: Request) -> Response:
         found = await self._run(self._transfers.look)
-        return Response(json.dumps(asdict(found)), media_type="application/json")
+        return Response(found.to_json(), media_type="application/json")
 
     async def again(self, request: Request) -> Response:
         transfer_id = request.path_params["id"]

@@ -398,7 +398,7 @@ class _Commit:
         for transfer_id in (self._id, *([self._patch.tree] if self._patch else ())):
             report = os.path.join(folder, "report.json")
             with open(report, "wb") as file:
-                file.write(replace(self._report(failures), id=transfer_id).to_json())
+                file.write(self._report(failures)._replace(id=transfer_id).to_json())
             self._destination.durability.publish(report, self._destination.report(transfer_id))
         changes = self._changes()
         for path in self._destination.unfinished():
@@ -441,7 +441,7 @@ class _Commit:
             deleted=self._deleted,
             rules=self._rules.to_json(),
             held=self._held,
-            failures=failures + self._undeleted,
+            failures=(*failures, *self._undeleted),
         )
 
     def _sync_staged(self) -> None:

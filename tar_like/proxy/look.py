@@ -97,7 +97,7 @@ def learn(destination: Destination) -> None:
     if remembered.usable:
         return
     found = begin(destination)
-    if not found.index or os.path.getsize(destination.ledger) > _LEARNED:
+    if not found.tree or os.path.getsize(destination.ledger) > _LEARNED:
         return
     with contextlib.closing(connect(destination.ledger, "ro")) as db:
         if _has_attributes(db):
@@ -146,19 +146,19 @@ def is_taken(destination: Destination, token: str) -> bool:
 
 def last_index(destination: Destination) -> str:
     """The id of the tree that was committed last, if that can be looked at; else empty."""
-    return begin(destination).index
+    return begin(destination).tree
 
 
 def begin(destination: Destination) -> Look:
-    """A look that is to be taken (run_look); its ``index`` is empty where it would be of no use."""
+    """A look that is to be taken (run_look); its ``tree`` is empty where it would be of no use."""
     token = secrets.token_hex(8)
     if not all(map(is_patch, destination.unfinished())):
-        return Look(token=token, index="")  # a patch may be the one that a sender goes on with
+        return Look(token=token, tree="")  # a patch may be the one that a sender goes on with
     ledger = Ledger(destination.ledger)
     ledger.close()
     if ledger.snapshot:
-        return Look(token=token, index="")
-    return Look(token=token, index=ledger.index_id, newest=ledger.newest, changed=ledger.changed)
+        return Look(token=token, tree="")
+    return Look(token=token, tree=ledger.index_id, newest=ledger.newest, changed=ledger.changed)
 
 
 def is_current(destination: Destination, seen: Seen, but: str = "") -> bool:

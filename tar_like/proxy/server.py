@@ -117,7 +117,7 @@ class Receiver:
         self._lock = destination.lock(exclusive=True)
         self._jobs = options.jobs
         self._looking = 0
-        self._look = Look(token="", index="")
+        self._look = Look(token="", tree="")
         destination.sweep()
         sockets = [bind(options.host, 0) for _ in range(options.processes)]
         self.urls = [_url(one) for one in sockets]
@@ -135,7 +135,7 @@ class Receiver:
         from tar_like.proxy.look import begin, run_look
 
         self._look = found = begin(self._destination)
-        if found.index:
+        if found.tree:
             self._looking = _fork(lambda: run_look(self._destination, found.token))
         return found
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tar_like.errors import CommitFailed, Conflict
@@ -123,7 +123,7 @@ class Snapshot:
         found = {
             "inode": st.st_ino,
             "mode": st.st_mode & 0o7777,
-            "failures": list(map(asdict, failures)),
+            "failures": [one._asdict() for one in failures],
         }
         with open(f"{mark}.tmp", "w", encoding="utf-8") as file:
             json.dump(found, file)

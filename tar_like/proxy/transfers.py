@@ -158,7 +158,7 @@ class Transfers:
     def look(self) -> Look:
         """Begin to look at the destination, where that may be of use."""
         found = look.begin(self.destination)
-        if found.index:
+        if found.tree:
             self._starter.look(found.token)
         return found
 
@@ -295,4 +295,4 @@ def _check_rules(status: Status, rules: Rules | None) -> None:
 
 
 def _revoked(status: Status, count: int) -> Status:
-    return replace(status, revoked=count)
+    return status._replace(revoked=count)

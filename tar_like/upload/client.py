@@ -102,7 +102,7 @@ class Client:
         self._session.auth = _Bearer(trust.token) if trust.token else None
         self._session.mount("http://", HTTPAdapter(pool_maxsize=1))
         self._session.mount("https://", HTTPAdapter(pool_maxsize=1))
-        if all(urlsplit(one).hostname in _LOOPBACK for one in self._urls):
+        if all(map(is_here, self._urls)):
             self._session.trust_env = False  # no proxy leads to loopback
         if not trust.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -163,7 +163,7 @@ class Client:
         """The tree of the last commit once more; None when that is another one by now."""
         wanted = {"token": look.token, "rules": rules.to_json()}
         try:
-            return self._status("POST", look.index, "/again", json=wanted)
+            return self._status("POST", look.tree, "/again", json=wanted)
         except NotFound:
             return None
 
@@ -380,6 +380,11 @@ class _Parts:
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
+
+
+def is_here(url: str) -> bool:
+    """Whether a receiver is on this machine, by its URL."""
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 def checked_url(url: str) -> str:

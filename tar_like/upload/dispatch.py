@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tar_like.config import S3Settings, Trust
@@ -85,13 +84,13 @@ class UploadOptions(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
+class Sending(NamedTuple):
     """Blocks of one transfer that are to be sent."""
 
     transfer: str
     plan_path: str
     index_path: str
+    block_size: int
     missing: list[int]
     """Block numbers, ascending."""
 

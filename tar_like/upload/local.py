@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from tar_like.plan import Plan
 from tar_like.source import Remembers, open_source
-from tar_like.upload.client import Pace
+from tar_like.upload.client import Pace, is_here
 from tar_like.upload.dial import Dial
 from tar_like.upload.dispatch import Progress, Sending, UploadOptions
 from tar_like.upload.limit import SharedBucket, pacer
 from tar_like.upload.pool import Pool
 from tar_like.upload.range import BlockOutcome, RangeSender
+
+_FEW, _FEW_BYTES = 6, 48 << 20
 
 
 class LocalDispatcher:
@@ -33,15 +35,22 @@ class LocalDispatcher:
         def make(number: int) -> RangeSender:
             return self._sender(sending, number, pace)
 
-        # What takes blocks in holds on to the transfer until its process ends.
-        apart = self._options.direct is not None
-        self._pool = Pool(make, self._options.processes, always_apart=apart)
+        self._pool = Pool(make, self._options.processes, few=self._few(sending))
         if self._stopped:
             self._pool.stop()
         for outcome in self._pool.send(sending.missing):
             if not outcome.error:
                 progress.advance(outcome.raw)
             yield outcome
+
+    def _few(self, sending: Sending) -> int:
+        """Blocks that are sent sooner than a process is started that would send them."""
+        if self._options.direct is not None:
+            return 0  # what takes blocks in holds on to the transfer until its process ends
+        if not all(map(is_here, self._options.urls)):
+            return 1
+        # Where both ends share the processors, two that send are hardly faster than one.
+        return max(1, min(_FEW, _FEW_BYTES // sending.block_size))
 
     def _make_bucket(self, transfer: str, progress: Progress) -> SharedBucket:
         """The limit of all processes together, where others can change it."""

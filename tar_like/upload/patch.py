@@ -35,8 +35,10 @@ LATE = 16
 """Where all but one of so many leaves are done it is late in the scan."""
 PART = 4
 """Where the receiver lacks one leaf for so many that it has, it is offered the whole index."""
+SOME = 16
+"""So many the receiver may lack of any tree,"""
 FEW = 1000
-"""Names that a patch may have of any tree."""
+"""and a patch may have so many names."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -65,7 +67,7 @@ class Patching:
 
         None where it is always.
         """
-        return len(self.base) // LEAF_NAME // PART if self._may_be else None
+        return max(SOME, len(self.base) // LEAF_NAME // PART) if self._may_be else None
 
     @property
     def _may_be(self) -> bool:
@@ -79,7 +81,7 @@ class Patching:
         Empty where the receiver does not say.
         """
         try:
-            return self._client.leaves(self._look.index)
+            return self._client.leaves(self._look.tree)
         except TarLikeError:
             return b""
 
@@ -137,7 +139,7 @@ class Patching:
     ) -> Offered:
         """Raises TarLikeError."""
         head = PatchHead(
-            base=self._look.index, look=self._look.token, source=rows.url, order=tuple(order)
+            base=self._look.tree, look=self._look.token, source=rows.url, order=tuple(order)
         )
         newer = [one.stretch for one, _ in given if one.newer]
         with tempfile.NamedTemporaryFile() as file:

@@ -33,12 +33,10 @@ SenderFactory = Callable[[int], RangeSender]
 class Pool:
     """Processes that send blocks."""
 
-    def __init__(
-        self, make_sender: SenderFactory, processes: int, *, always_apart: bool = False
-    ) -> None:
-        """A single block is sent by this process itself, unless ``always_apart``."""
+    def __init__(self, make_sender: SenderFactory, processes: int, *, few: int = 1) -> None:
+        """``few`` blocks, or less, are sent by this process itself."""
         self._make_sender = make_sender
-        self._always_apart = always_apart
+        self._few = few
         self._processes = processes
         self._context = multiprocessing.get_context("fork")
         self._children: dict[Connection, _Child] = {}
@@ -50,7 +48,7 @@ class Pool:
 
         Raises TarLikeError when processes keep dying.
         """
-        if len(missing) == 1 and not self._always_apart:
+        if len(missing) <= self._few:
             yield from self._send_here(missing)
             return
         processes = min(self._processes, max(1, len(missing)))
@@ -73,18 +71,21 @@ class Pool:
             child.stop.set()
 
     def _send_here(self, missing: Sequence[int]) -> Iterator[BlockOutcome]:
-        """Without a process: its start would take as long as its work."""
+        """Without a process."""
         try:
             sender = self._make_sender(0)
         except TarLikeError as error:
             yield BlockOutcome(block_no=missing[0], error=str(error), fatal=True)
             return
+        left = deque(missing)
         with contextlib.closing(sender):
             try:
-                yield from sender.send(list(missing), stop=lambda: self._stopped)
+                for outcome in sender.send(list(missing), stop=lambda: self._stopped):
+                    left.popleft()
+                    yield outcome
             except (MemoryError, OSError) as error:  # which would be the end of a process
                 what = f"Sending failed ({type(error).__name__}): run it again."
-                yield BlockOutcome(block_no=missing[0], error=what, fatal=True)
+                yield BlockOutcome(block_no=left[0], error=what, fatal=True)
 
     def _hear(self, connection: Connection, work: _Work) -> Iterator[BlockOutcome]:
         child = self._children[connection]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tar_like.codec import REASONS, Body
 from tar_like.errors import (
@@ -31,8 +30,7 @@ from tar_like.upload.client import Client
 from tar_like.wire import COMPLETE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockOutcome:
+class BlockOutcome(NamedTuple):
     """What became of one block."""
 
     block_no: int

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from tar_like.codec import REASONS
 from tar_like.errors import (
@@ -50,7 +50,6 @@ IDLE_COMMITS = 6
 """How many requests for a commit may pass, about 10 s each, without one being under way."""
 
 
-@dataclass(slots=True)
 class UploadSummary:
     """What an upload did, and how things stand now."""
 
@@ -69,11 +68,18 @@ class UploadSummary:
     """Names that were removed at the destination."""
     held: str = ""
     """Why nothing was deleted although that was asked for."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[Failure]
     """Entries that are not in their place."""
-    errors: list[str] = field(default_factory=list)
+    errors: list[str]
     """What went wrong with blocks, or with the receiver."""
     interrupted: bool = False
+
+    def __init__(self) -> None:
+        self.failures, self.errors = [], []
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in UploadSummary.__annotations__}
+        return {**found, "failures": [one._asdict() for one in self.failures]}
 
 
 class PatchGone(Exception):
@@ -361,6 +367,7 @@ class Upload:
             transfer=self.summary.transfer,
             plan_path=plan_path,
             index_path=options.index_path,
+            block_size=size,
             missing=missing,
         )
         troubles: dict[str, str] = {}
@@ -432,9 +439,8 @@ class Upload:
         self.summary.deleted, self.summary.held = status.deleted, status.held
         self.summary.passed = status.passed
         reported = {failure.path for failure in status.failures}
-        self.summary.failures = status.failures + [
-            failure for failure in self.summary.failures if failure.path not in reported
-        ]
+        others = (one for one in self.summary.failures if one.path not in reported)
+        self.summary.failures = [*status.failures, *others]
 
     def _raise_if_gone(self, client: Client, status: Status) -> None:
         """What went wrong with blocks of a patch may be that there is none any more."""

@@ -37,5 +37,5 @@ def stretch() -> Stretch:
 def test_a_name_is_changed_by_either_of_its_times(
     newest: int | None, changed: int | None, positions: list[int], newer: bool
 ) -> None:
-    one = Candidate.of(stretch(), Look(token="", index="", newest=newest, changed=changed))
+    one = Candidate.of(stretch(), Look(token="", tree="", newest=newest, changed=changed))
     assert (one.changed, one.newer) == (positions, newer)

@@ -121,7 +121,7 @@ class Looker:
 def test_the_last_tree_again(source: Path, dest: Path) -> None:
     transfers = Transfers(Destination(str(dest)), Looker(dest))
     begun = transfers.look()
-    status = transfers.again(begun.index, begun.token, Rules())
+    status = transfers.again(begun.tree, begun.token, Rules())
     assert (status.state, status.committed, status.bytes) == ("complete", 8, 0)
     with pytest.raises(NotFound):
         transfers.again("0" * 64, begun.token, Rules())
@@ -129,10 +129,10 @@ def test_the_last_tree_again(source: Path, dest: Path) -> None:
         transfers.again("0" * 64, "no such token", Rules())
     (dest / "d/e/file").write_text("FILE")
     begun = transfers.look()
-    status = transfers.again(begun.index, begun.token, Rules())
+    status = transfers.again(begun.tree, begun.token, Rules())
     assert status.state == "open"
-    assert transfers.look().index == "", "a transfer is under way"
-    assert transfers.get(begun.index).negotiate(4096).bytes == 4
+    assert transfers.look().tree == "", "a transfer is under way"
+    assert transfers.get(begun.tree).negotiate(4096).bytes == 4
     transfers.close()
 
 
@@ -143,7 +143,7 @@ def test_what_was_seen_before_another_commit_is_no_answer(source: Path, dest: Pa
     sync(source, dest, algorithm="none")
     (source / "new").unlink()
     with pytest.raises(NotFound):
-        transfers.again(begun.index, begun.token, Rules())
+        transfers.again(begun.tree, begun.token, Rules())
 
 
 def changed(source: Path, dest: Path) -> set[str]:
@@ -221,9 +221,9 @@ def test_nobody_waits_for_a_look_that_was_killed(
     receiver = Transfers(destination, Looker(dest))
     found = receiver.look()
     with held(str(dest / f".tar_like/looks/{found.token}.lock")):
-        assert receiver.again(found.index, found.token, Rules()).state == "looking"
+        assert receiver.again(found.tree, found.token, Rules()).state == "looking"
     with pytest.raises(NotFound):
-        receiver.again(found.index, found.token, Rules())
+        receiver.again(found.tree, found.token, Rules())
 
 
 def rows(index: Path) -> dict[str, list[object]]:
@@ -291,7 +291,7 @@ def test_a_ledger_of_an_earlier_version_still_knows_its_content(source: Path, de
     with closing(connect(str(ledger), "rw")) as db:
         db.execute("PRAGMA user_version=2")
         db.execute("UPDATE meta SET value = ? WHERE key = 'id'", ("0" * 64,))
-    assert begin(destination).index == "0" * 64
+    assert begin(destination).tree == "0" * 64
     look(dest)
     (source / "new").write_text("new")
     assert planned(source, dest, TOKEN) == {"new"}

@@ -26,6 +26,6 @@ def test_a_file_that_came_meanwhile_stays(work: Path, rules: Rules) -> None:
     report = job.commit()
     job.close()
     assert isinstance(report, Status)
-    assert report.failures == []
+    assert not report.failures
     assert (dest / "file").read_text() == "newer"
     assert (dest / "other").read_text() == "other of the source"

@@ -110,7 +110,7 @@ class Target:
                 for row in self.leaves[slice(*item)]:
                     identity.add_leaf(*row)
                 order.append(item)
-        head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
+        head = PatchHead(base=look.tree, look=look.token, source="", order=tuple(order)).to_json()
         given = b"".join(item for item in items if isinstance(item, bytes))
         return self.put(identity.id(), LENGTH.pack(len(head)) + head + given, seen)
 
@@ -349,7 +349,7 @@ def honest(
         tree = rows.finish(str(spool), Former()).id
         base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
         order = compare(base, bytes(rows.leaves))
-        head = PatchHead(base=look.index, look=look.token, source="", order=tuple(order)).to_json()
+        head = PatchHead(base=look.tree, look=look.token, source="", order=tuple(order)).to_json()
         given = [
             (Candidate.of(rows.stretch(number)[0], look), former)
             for number, former in given_by(order, len(target.leaves))

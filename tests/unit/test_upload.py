@@ -7,7 +7,6 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from multiprocessing import Pipe
 from pathlib import Path
@@ -21,6 +20,8 @@ from tar_like.errors import TarLikeError, UsageError
 from tar_like.upload import block, pool
 from tar_like.upload.block import Compressor
 from tar_like.upload.client import checked_url
+from tar_like.upload.dispatch import Sending, UploadOptions
+from tar_like.upload.local import LocalDispatcher
 from tar_like.upload.pool import Pool
 from tar_like.upload.range import BlockOutcome, RangeSender
 
@@ -233,23 +234,57 @@ def test_senders_that_cannot_be_made_say_why(capfd: pytest.CaptureFixture[str]) 
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_single_block_is_sent_here_unless_apart(tmp_path: Path) -> None:
-    pids = []
+@pytest.mark.parametrize(
+    ("count", "few", "here"),
+    [(1, 1, True), (2, 1, False), (1, 0, False), (6, 6, True), (7, 6, False)],
+)
+def test_few_blocks_are_sent_here(tmp_path: Path, count: int, few: int, here: bool) -> None:
 
     class Here(Sender):
         def send(
             self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
         ) -> Iterator[BlockOutcome]:
             for outcome in super().send(blocks, stop=stop):
-                yield replace(outcome, error=str(os.getpid()))
+                yield outcome._replace(error=str(os.getpid()))
 
     def make(number: int) -> RangeSender:
         return Here(tmp_path, number, {})  # type: ignore[return-value]
 
-    for apart in (False, True):
-        (outcome,) = Pool(make, 2, always_apart=apart).send([7])
-        pids.append(int(outcome.error))
-    assert pids[0] == os.getpid() != pids[1]
+    outcomes = list(Pool(make, 2, few=few).send(range(count)))
+    assert sorted(one.block_no for one in outcomes) == list(range(count))
+    assert {int(one.error) == os.getpid() for one in outcomes} == {here}
+
+
+@pytest.mark.parametrize(
+    ("urls", "size", "few"),
+    [
+        ("http://127.0.0.1:1/tar http://localhost:2/tar", 8 << 20, 6),
+        ("http://[::1]:1/tar", 1 << 30, 1),
+        ("http://127.0.0.1:1/tar", 4096, 6),
+        ("http://127.0.0.1:1/tar http://host:1/tar", 8 << 20, 1),
+    ],
+)
+def test_how_many_are_few(urls: str, size: int, few: int) -> None:
+    options = UploadOptions(source="", index_path="", urls=tuple(urls.split()), block_size=4096)
+    sending = Sending(transfer="", plan_path="", index_path="", block_size=size, missing=[])
+    assert LocalDispatcher(options)._few(sending) == few
+    apart = options._replace(direct=lambda: None)  # type: ignore[arg-type,return-value]
+    assert LocalDispatcher(apart)._few(sending) == 0
+
+
+def test_a_block_that_fails_here_is_named(tmp_path: Path) -> None:
+    class Poor(Sender):
+        def send(
+            self, blocks: Iterable[int], *, stop: Callable[[], bool] = lambda: False
+        ) -> Iterator[BlockOutcome]:
+            yield from super().send([7])
+            raise MemoryError
+
+    poor = Poor(tmp_path, 0, {})
+    first, last = Pool(lambda _: poor, 2, few=3).send([7, 8, 9])  # type: ignore[arg-type,return-value]
+    assert (first.block_no, first.error) == (7, "")
+    assert (last.block_no, last.fatal) == (8, True)
+    assert "MemoryError" in last.error
 
 
 def test_a_single_block_that_cannot_be_sent_says_why(tmp_path: Path) -> None:

@@ -94,9 +94,10 @@ STATUSES = st.builds(
     state=st.sampled_from(STATES),
     blocks=st.integers(0, 1 << 62),
     received=st.integers(0, 1 << 62),
+    rules=st.dictionaries(st.text(), st.booleans()),
     failures=st.lists(
         st.builds(Failure, path=st.text(), reason=st.text(), source=st.booleans()), max_size=3
-    ),
+    ).map(tuple),
 )
 
 
@@ -163,7 +164,7 @@ def test_what_is_no_status_is_refused(text: bytes) -> None:
 def test_what_is_no_look_is_refused(text: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         Look.from_json(text)
-    assert Look.from_json(b'{"token": "t", "index": "x"}') == Look(token="t", index="x")
+    assert Look.from_json(b'{"token": "t", "index": "x"}') == Look(token="t", tree="x")
 
 
 def test_what_is_told_comes_back() -> None:
