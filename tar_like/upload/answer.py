@@ -8,10 +8,8 @@ What cannot be read is left open: the receiver has it sent then, which says what
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing
 from functools import cached_property
 
@@ -48,6 +46,8 @@ class Answering:
 
     def write(self, path: str) -> None:
         """Write the answers to a new file. Raises Interrupted, TarLikeError."""
+        from concurrent.futures import BrokenExecutor
+
         try:
             write_answers(path, self._index.id, self._answers())
         except BrokenExecutor:
@@ -101,6 +101,9 @@ class Answering:
         if self._jobs <= 1 or len(asked) <= 1:
             yield from map(worker, asked)
             return
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(
             min(self._jobs, len(asked)), context, _start_worker, (worker, os.getpid())

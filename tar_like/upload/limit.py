@@ -9,7 +9,6 @@ algorithm, ITU-T I.371, here with debts: a slice is sent whole and the next one 
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import os
 import struct
 import time
@@ -43,6 +42,8 @@ class SharedBucket:
         """
         self._state = memoryview(mmap.mmap(fd, MEMORY)).cast("d")
         self._state[0] = float(rate)
+        import multiprocessing  # which a run without a limit need not wait for
+
         self._lock = multiprocessing.get_context("fork").Lock()
 
     @staticmethod

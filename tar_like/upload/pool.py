@@ -9,19 +9,22 @@ A child that dies has its range given to another; three deaths in a row for each
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tar_like.errors import TarLikeError
 from tar_like.process import keep_memory, start_pool_worker
 from tar_like.upload.range import BlockOutcome, RangeSender
+
+if TYPE_CHECKING:  # which takes its time, and mostly no process is needed when little has changed
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext
+    from multiprocessing.process import BaseProcess
+    from multiprocessing.synchronize import Event
 
 MAX_RANGE = 64
 MAX_DEATHS = 3
@@ -38,7 +41,6 @@ class Pool:
         self._make_sender = make_sender
         self._few = few
         self._processes = processes
-        self._context = multiprocessing.get_context("fork")
         self._children: dict[Connection, _Child] = {}
         self._deaths = 0
         self._stopped = False
@@ -51,6 +53,8 @@ class Pool:
         if len(missing) <= self._few:
             yield from self._send_here(missing)
             return
+        from multiprocessing.connection import Connection, wait
+
         processes = min(self._processes, max(1, len(missing)))
         work = _Work(missing, processes)
         for number in range(processes):
@@ -117,6 +121,12 @@ class Pool:
         if not self._stopped:
             new = self._start(child.number)
             self._children[new].give(new, work.next(child.number))
+
+    @cached_property
+    def _context(self) -> ForkContext:
+        import multiprocessing
+
+        return multiprocessing.get_context("fork")
 
     def _start(self, number: int) -> Connection:
         ours, theirs = self._context.Pipe()
