@@ -104,6 +104,8 @@ class PatchHead(NamedTuple):
     """Where the tree lies, as text."""
     order: tuple[tuple[int, int] | int, ...]
     """The tree's leaves in order: ``[first, stop)`` of the base's, or so many that follow here."""
+    plan: dict[str, Any] = {}  # noqa: RUF012 nobody changes it
+    """What the plan will be asked for by: a receiver may begin to make it."""
 
     def to_json(self) -> builtins.bytes:
         return json.dumps(self._asdict()).encode()
@@ -117,6 +119,7 @@ class PatchHead(NamedTuple):
             look=_of_kind(values.get("look"), str),
             source=_of_kind(values.get("source"), str),
             order=tuple(map(_step, _of_kind(values.get("order"), list))),
+            plan=_of_kind(values.get("plan", {}), dict),
         )
 
 

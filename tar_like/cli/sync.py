@@ -195,7 +195,7 @@ def _sync(
             if begun is None or not begun.tree:
                 rows.finish(index_path, None)
             else:
-                patching = Patching(client, upload.rules, begun)
+                patching = Patching(client, upload.rules, begun, upload.block_size)
                 rows.finish(index_path, patching, partial(patching.gather, rows))
                 code = _if_still_there(rows.summary, client, upload.rules, begun, output)
                 if code is not None:

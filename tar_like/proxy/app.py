@@ -57,7 +57,6 @@ from tar_like.wire import (
     ROOT,
     Inflater,
     Status,
-    Told,
     deflate_file,
     parse_digest,
 )
@@ -242,7 +241,7 @@ class _Service:
         transfer_id = request.path_params["id"]
         await self._run(lambda: self._transfers.get(transfer_id))
         wanted = await _json(request)
-        wish, rules = _wish(wanted), Rules.from_json(wanted.get("rules", {}))
+        wish, rules = Wish.from_json(wanted), Rules.from_json(wanted.get("rules", {}))
         status = await _long(lambda: self._transfers.negotiate(transfer_id, wish, rules))
         return _answer(status, 202 if status.state == OPEN else 200)
 
@@ -444,24 +443,6 @@ async def _json(request: Request) -> dict[str, object]:
     if not isinstance(found, dict):
         raise UsageError("The body is not a JSON object.")
     return found
-
-
-def _wish(wanted: dict[str, object]) -> Wish:
-    """What a sender wants a plan to be like. Raises UsageError."""
-    block_size = wanted.get("block_size")
-    ask, checksum = wanted.get("ask", False), wanted.get("checksum", False)
-    look = wanted.get("look", "")
-    if type(block_size) is not int:
-        raise UsageError("Negotiating a plan needs a block_size in bytes.")
-    if type(ask) is not bool or type(checksum) is not bool:
-        raise UsageError("Negotiating a plan: ask and checksum are true or false.")
-    if not isinstance(look, str):
-        raise UsageError("Which look? Its token is a text.")
-    try:
-        told = Told.from_json(wanted["told"]) if "told" in wanted else Told(digests={})
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"Negotiating a plan: what is told is wrong: {error}") from None
-    return Wish(block_size=block_size, ask=ask, checksum=checksum, look=look, told=told.digests)
 
 
 def _answer(status: Status, code: int = 200) -> Response:

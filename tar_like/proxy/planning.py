@@ -52,6 +52,7 @@ from tar_like.proxy.sorter import Sorter
 from tar_like.proxy.sources import Sources
 from tar_like.proxy.strays import Strays
 from tar_like.rules import Rules
+from tar_like.wire import Told
 
 FEW, FEW_BYTES = 5000, 16 << 20
 """What of entries, and of files' bytes, is planned where it is asked for."""
@@ -77,6 +78,23 @@ class Wish:
         """Raises UsageError for blocks that cannot be."""
         if self.block_size % PAGE or not PAGE <= self.block_size <= MAX_BLOCK_SIZE:
             raise UsageError("The block size must be a multiple of 4096, from 4 KiB to 1 GiB.")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> Wish:
+        """What a request for a plan has, but for the rules. Raises UsageError."""
+        block_size, look = values.get("block_size"), values.get("look", "")
+        ask, checksum = values.get("ask", False), values.get("checksum", False)
+        if type(block_size) is not int:
+            raise UsageError("Negotiating a plan needs a block_size in bytes.")
+        if type(ask) is not bool or type(checksum) is not bool:
+            raise UsageError("Negotiating a plan: ask and checksum are true or false.")
+        if not isinstance(look, str):
+            raise UsageError("Which look? Its token is a text.")
+        try:
+            told = Told.from_json(values["told"]) if "told" in values else Told(digests={})
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"Negotiating a plan: what is told is wrong: {error}") from None
+        return cls(block_size=block_size, ask=ask, checksum=checksum, look=look, told=told.digests)
 
 
 def run_planning(

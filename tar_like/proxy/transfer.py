@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 
 from tar_like import codec
+from tar_like.chunks import SMALLEST_FILE
 from tar_like.dirfd import open_file
 from tar_like.errors import (
     Conflict,
@@ -69,6 +70,8 @@ class Transfer:
             raise NotFound("There is no such transfer: offer its index first.") from None
         except (IndexInvalid, ValueError):  # torn by a power cut, where nothing is synced
             raise NotFound("The transfer is damaged: offer its index again.") from None
+        self.planner = ""
+        """Of a planning that was begun before anybody negotiated: its token."""
         self._verified = Verified(self.path)
         self._verified.forget_lost()
         self._receipts = Receipts(os.path.join(self.path, "receipts"))
@@ -188,6 +191,11 @@ class Transfer:
             return True
         with Planning(self._destination, self.id) as planning:
             return planning.is_easy(look)
+
+    @property
+    def has_large_files(self) -> bool:
+        """Whether any file is large enough for an older version to be of use in part."""
+        return self._index.has_file_of(SMALLEST_FILE)
 
     @property
     def is_being_planned(self) -> bool:

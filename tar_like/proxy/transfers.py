@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
 import time
 from dataclasses import asdict, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from tar_like.errors import Busy, Conflict, NotFound, TarLikeError
 from tar_like.index.recorded import LEAF_NAME
@@ -22,7 +23,7 @@ from tar_like.proxy.patching import read_head, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish
 from tar_like.proxy.transfer import Transfer
-from tar_like.rules import Rules
+from tar_like.rules import PATCHED, Rules
 from tar_like.wire import LOOKING, OPEN, RECEIVING, Look, Status, bitmap
 
 WAIT = 10.0
@@ -136,8 +137,8 @@ class Transfers:
             return status
         wish = replace(wish, told={})  # of use only where a few small files differ
         deadline, poll = time.monotonic() + WAIT, _Poll()
-        token = secrets.token_hex(8)
-        started = False
+        begun, transfer.planner = transfer.planner, ""
+        token, started = begun or secrets.token_hex(8), bool(begun)
         while True:
             status = transfer.status()
             if status.state != OPEN:
@@ -202,7 +203,22 @@ class Transfers:
             raise Conflict(str(error)) from None
         if seen is None:
             raise Busy("The receiver is still looking at its destination: try again.")
-        return self.get(take_patch(self.destination, tree, folder, seen)).status()
+        transfer = self.get(take_patch(self.destination, tree, folder, seen))
+        if head.plan and transfer.has_large_files:
+            self._begin_planning(transfer, head.plan)
+        return transfer.status()
+
+    def _begin_planning(self, transfer: Transfer, wanted: dict[str, Any]) -> None:
+        """Have a plan begun that somebody will negotiate at once: older versions are copied for it.
+
+        Raises UsageError for what cannot be asked for.
+        """
+        wish, rules = Wish.from_json(wanted), Rules.from_json(wanted.get("rules", {}))
+        if rules.canonical not in PATCHED or os.path.exists(transfer.plan_path):
+            return  # who negotiates is told
+        transfer.state(rules)
+        transfer.planner = secrets.token_hex(8)
+        self._starter.plan(transfer.id, transfer.planner, json.dumps(asdict(wish)))
 
     def _seen(self, index: str, token: str) -> Seen | None:
         """What a look at the last commit's tree saw; None where that takes long.

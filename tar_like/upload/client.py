@@ -202,9 +202,8 @@ class Client:
 
             return self.retried(send)
 
-    def negotiate(
-        self,
-        transfer_id: str,
+    @staticmethod
+    def wish(
         block_size: int,
         rules: Rules | None = None,
         *,
@@ -212,9 +211,9 @@ class Client:
         checksum: bool = False,
         look: str = "",
         told: Told | None = None,
-    ) -> Status:
-        """Have the plan made, and these rules hold; with questions before (``ask``), if any."""
-        wanted = {
+    ) -> dict[str, Any]:
+        """What a plan is asked for by."""
+        return {
             "block_size": block_size,
             "rules": (rules or Rules()).to_json(),
             "ask": ask,
@@ -222,7 +221,10 @@ class Client:
             "look": look,
             **({"told": told.to_json()} if told else {}),
         }
-        return self._status("POST", transfer_id, "/plan", json=wanted)
+
+    def negotiate(self, transfer_id: str, wish: dict[str, Any]) -> Status:
+        """Have the plan made, and the wish's rules hold; with questions before, if it says so."""
+        return self._status("POST", transfer_id, "/plan", json=wish)
 
     def fetch(self, transfer_id: str, what: str, path: str) -> None:
         """Get the ``plan``, the ``questions`` or the ``db`` into a new file."""

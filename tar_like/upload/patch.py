@@ -45,10 +45,11 @@ _LENGTH = struct.Struct("<I")
 class Patching:
     """Finds out what of a tree the receiver's last one lacks."""
 
-    def __init__(self, client: Client, rules: Rules, look: Look) -> None:
-        """``look`` is one of the receiver that has begun."""
+    def __init__(self, client: Client, rules: Rules, look: Look, block_size: int) -> None:
+        """``look`` is one of the receiver that has begun; blocks of that size will be sent."""
         self._client = client
         self._rules = rules
+        self._block_size = block_size
         self._look = look
         self._seen = 0
         """Leaves that are foreign and were looked at."""
@@ -139,7 +140,11 @@ class Patching:
     ) -> Offered:
         """Raises TarLikeError."""
         head = PatchHead(
-            base=self._look.tree, look=self._look.token, source=rows.url, order=tuple(order)
+            base=self._look.tree,
+            look=self._look.token,
+            source=rows.url,
+            order=tuple(order),
+            plan=self._client.wish(self._block_size, self._rules, ask=True, look=self._look.token),
         )
         newer = [one.stretch for one, _ in given if one.newer]
         with tempfile.NamedTemporaryFile() as file:

@@ -219,8 +219,7 @@ class Upload:
 
     def _ask_for_plan(self, client: Client, index: Index) -> Status:
         options = self._options
-        return client.negotiate(
-            index.id,
+        wish = client.wish(
             options.block_size,
             options.rules,
             ask=True,
@@ -228,6 +227,7 @@ class Upload:
             look=options.look,
             told=self._told(index),
         )
+        return client.negotiate(index.id, wish)
 
     def _told(self, index: Index) -> Told | None:
         """What the receiver need not ask."""

@@ -129,7 +129,7 @@ class _Levels:
     def _negotiate(self, url: str) -> None:
         client = Client(url)
         client.offer(self._id, str(self._index))
-        client.negotiate(self._id, BLOCK)
+        client.negotiate(self._id, client.wish(BLOCK))
         client.close()
 
     def _leave(self, level: float, *, inodes: bool) -> None:

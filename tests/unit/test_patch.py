@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
+import json
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ import pytest
 
 from tar_like.database import connect
 from tar_like.dirfd import Walker
-from tar_like.errors import Conflict, IndexInvalid, NotFound
+from tar_like.errors import Conflict, IndexInvalid, NotFound, UsageError
 from tar_like.index import Recorded
 from tar_like.index.identity import NO_HASH, Identity
 from tar_like.index.leaf import Leaf
@@ -30,6 +31,7 @@ from tar_like.index.reader import PATCH_OF
 from tar_like.index.recorded import LEAF_NAME
 from tar_like.layout import sort_key
 from tar_like.proxy import look, nextledger, patching
+from tar_like.proxy import transfers as transfers_module
 from tar_like.proxy.commit import run_commit
 from tar_like.proxy.ledger import Ledger, version_of
 from tar_like.proxy.look import (
@@ -42,11 +44,12 @@ from tar_like.proxy.offer import offer
 from tar_like.proxy.patch import Patch
 from tar_like.proxy.patching import BODY, take_patch
 from tar_like.proxy.place import Destination, held
-from tar_like.proxy.planning import Planning
+from tar_like.proxy.planning import Planning, Wish
 from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import Rows
 from tar_like.proxy.sights import Comparing
 from tar_like.proxy.transfer import Transfer
+from tar_like.proxy.transfers import Transfers
 from tar_like.rules import Rules
 from tar_like.source import Wanted
 from tar_like.source.folder import FolderSource
@@ -339,8 +342,9 @@ def test_what_is_accepted_leaves_a_ledger_that_holds_together(
 
 
 def honest(
-    source: Path, target: Target, spool: Path, *, revising: bool = True
-) -> tuple[str, bytes, Seen]:
+    source: Path, target: Target, spool: Path, *, revising: bool = True,
+    plan: dict[str, Any] | None = None,
+) -> tuple[str, bytes, Seen]:  # fmt: skip
     """The patch of a tree: its id, the body, and the look."""
     look, seen = target.look()
     reader = FolderSource(str(source))
@@ -349,7 +353,9 @@ def honest(
         tree = rows.finish(str(spool), Former()).id
         base = b"".join(leaf.digest[:LEAF_NAME] for leaf in target.leaves)
         order = compare(base, bytes(rows.leaves))
-        head = PatchHead(base=look.tree, look=look.token, source="", order=tuple(order)).to_json()
+        head = PatchHead(
+            base=look.tree, look=look.token, source="", order=tuple(order), plan=plan or {}
+        ).to_json()
         given = [
             (Candidate.of(rows.stretch(number)[0], look), former)
             for number, former in given_by(order, len(target.leaves))
@@ -359,6 +365,70 @@ def honest(
     finally:
         rows.close()
         reader.close()
+
+
+class Asked:
+    """Who would start processes, asked for plans."""
+
+    def __init__(self) -> None:
+        self.plans: list[tuple[str, str, dict[str, Any]]] = []
+
+    def plan(self, transfer_id: str, token: str, wish: str) -> None:
+        self.plans.append((transfer_id, token, json.loads(wish)))
+
+
+PLAN = {"block_size": 8192, "ask": True, "look": "", "rules": Rules(delete=True).to_json()}
+
+
+def offered(target: Target, tree: str, body: bytes, asked: Asked) -> tuple[Transfers, str]:
+    """A patch that is offered as it comes over the wire; the id of its transfer."""
+    transfers = Transfers(target.destination, asked)  # type: ignore[arg-type]
+    folder = target.destination.temporary()
+    Path(folder, BODY).write_bytes(body)
+    return transfers, transfers.patch(tree, folder).id
+
+
+def test_the_plan_of_a_large_file_is_begun_before_it_is_negotiated(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers_module, "WAIT", 0.0)
+    (source / "large").write_bytes(bytes(1 << 20))
+    tree, body, _ = honest(source, target, work / "spool", plan=PLAN)
+    asked = Asked()
+    transfers, transfer = offered(target, tree, body, asked)
+    ((known, token, wish),) = asked.plans
+    assert (known, wish["block_size"], wish["ask"]) == (transfer, 8192, True)
+    assert transfers.get(transfer).rules == Rules(delete=True)
+    for count in (1, 2):  # by who negotiates first it is waited for, by the next begun once more
+        status = transfers.negotiate(transfer, Wish(block_size=8192, ask=True), Rules(delete=True))
+        assert status.state == "open"
+        assert len(asked.plans) == count
+    assert asked.plans[1][1] != token
+
+
+@pytest.mark.parametrize("why", ["small", "not said", "rules"])
+def test_else_the_plan_waits_for_who_negotiates(
+    work: Path, source: Path, target: Target, why: str
+) -> None:
+    (source / "large").write_bytes(bytes(1 << (10 if why == "small" else 20)))
+    rules = Rules(delete=True, existing=why == "rules").to_json()
+    plan = None if why == "not said" else {**PLAN, "rules": rules}
+    tree, body, _ = honest(source, target, work / "spool", plan=plan)
+    asked = Asked()
+    offered(target, tree, body, asked)
+    assert asked.plans == []
+
+
+@pytest.mark.parametrize(
+    "plan", [{"block_size": "1"}, {"ask": 1, "block_size": 4096}, {"block_size": 5}, {"x": 1}]
+)
+def test_a_plan_that_cannot_be_is_refused(
+    work: Path, source: Path, target: Target, plan: dict[str, Any]
+) -> None:
+    (source / "large").write_bytes(bytes(1 << 20))
+    tree, body, _ = honest(source, target, work / "spool", plan=plan)
+    with pytest.raises(UsageError):
+        offered(target, tree, body, Asked())
 
 
 def test_a_damaged_body_is_refused(
