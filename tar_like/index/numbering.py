@@ -30,10 +30,13 @@ class BuildSummary(SimpleNamespace):
     unreadable: int = 0
 
     def __init__(self, **values: Any) -> None:
-        """What ``to_dict`` gave once, or nothing yet."""
+        """What ``to_dict`` gave once, or nothing yet. Raises TypeError for other names."""
+        if values.keys() - self.__annotations__:
+            raise TypeError(f"There is no such figure: {', '.join(values)}.")
         super().__init__(**{**{one: getattr(self, one) for one in self.__annotations__}, **values})
 
     def to_dict(self) -> dict[str, Any]:
+        """All figures, by name."""
         return dict(vars(self))
 
     def count_skipped(self, skipped: Skipped) -> None:

@@ -22,6 +22,8 @@ from tar_like.errors import IndexInvalid
 from tar_like.index import Index
 from tar_like.layout import Entry, sort_key
 from tar_like.plan import Plan
+from tar_like.proxy.kept import Kept
+from tar_like.proxy.laying import is_laid
 from tar_like.proxy.metadata import Metadata
 from tar_like.proxy.receipts import Receipts
 from tar_like.proxy.staging import Staging
@@ -40,20 +42,31 @@ class Donor:
     """A superseded transfer, with what it has received."""
 
     def __init__(self, path: str) -> None:
-        """Raises IndexInvalid or OSError when it is not whole."""
+        """Raises IndexInvalid, OSError or sqlite3.Error when it is not whole."""
         self.path = path
         self.index = Index(os.path.join(path, "index.db"))
         self.plan = Plan(os.path.join(path, "plan.db"), self.index.path)
         self.receipts = Receipts(os.path.join(path, "receipts"))
         self.receipts.refresh()
+        self._kept = Kept(os.path.join(path, "kept.db"))
 
     def files(self) -> Iterator[Entry]:
         """Files that arrived whole, in canonical order."""
-        omitted = self.receipts.omitted_entries()
+        omitted = self.receipts.omitted_entries().keys() | self._laying()
         for entry, extents in self.plan.files_between(0, self.plan.length):
             blocks = (number for one in extents for number in self.plan.blocks_of(one))
             if entry.id not in omitted and all(self.receipts.find(number) for number in blocks):
                 yield entry
+
+    def _laying(self) -> set[int]:
+        """Files whose older versions were being copied when it was given up: they have gaps."""
+        if is_laid(self.path, self.plan.id):
+            return set()
+        return {entry_id for entry_id, _ in self._kept.laying()}
+
+    def believes(self, entry_id: int) -> bool:
+        """Whether a file of it was assembled without a look at its content."""
+        return self._kept.believed(entry_id)
 
     def damaged(self, bad_blocks: Iterable[int]) -> set[int]:
         """Entries that have bytes in these blocks, as far as the blocks had arrived."""
@@ -66,6 +79,7 @@ class Donor:
 
     def close(self) -> None:
         """Close its files."""
+        self._kept.close()
         self.plan.close()
         self.index.close()
 
@@ -75,7 +89,7 @@ def donors(paths: Iterable[str]) -> Iterator[Donor]:
     for path in paths:
         try:
             yield Donor(path)
-        except (IndexInvalid, OSError):
+        except (IndexInvalid, OSError, sqlite3.Error):
             continue
 
 

@@ -141,12 +141,20 @@ class Assembler:
             return
         try:
             if self._is_solid(entry):
-                ranges = list(data_of(fd, min(entry.size, os.fstat(fd).st_size)))
-                self.laying = Laying(entry.id, fd, self._stage(entry), ranges)
-        except OSError:
+                self._lay(fd, entry)
+        except (OSError, RuntimeError):
             self._staging.remove(entry.id)
         finally:
             os.close(fd)
+
+    def _lay(self, source: int, entry: Entry) -> None:
+        st = os.fstat(source)
+        ranges = data_of(source, min(entry.size, st.st_size))
+        staged = self._stage(entry)
+        try:
+            self.laying = Laying(entry.id, name_of_file(st), source, staged, ranges)
+        finally:
+            os.close(staged)
 
     def settle(self) -> None:
         """Wait for the copy that is being made, unless it is part of a plan, and lay it aside."""

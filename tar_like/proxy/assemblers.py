@@ -84,8 +84,12 @@ class Assemblers:
     def _stand_still(self) -> None:
         """See that no thread is at work: processes are forked."""
         self.settle()
-        if self.laying is not None:
-            with contextlib.suppress(OSError):  # whoever waits for it will see
+        self.await_released()
+
+    def await_released(self) -> None:
+        """Wait for a copy that is part of a plan."""
+        if self.laying is not None and self.laying.released:
+            with contextlib.suppress(OSError):  # who asks for what came of it is told
                 self.laying.wait()
 
     def _not_laying(self, tasks: Iterable[Task], found: list[Provided]) -> Iterator[Task]:

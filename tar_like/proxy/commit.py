@@ -1,6 +1,7 @@
 """Commit: make staged files appear under their names, verified.
 
-    all blocks received? > verify staged files (parallel) > sync > verified.db
+    all blocks received, older versions copied?
+    > verify staged files (parallel) > sync > verified.db
     > names and metadata (parallel) > sync > ledger.db > report > transfer's folder removed
 
 Runs in a process of its own, one at a time for a destination (a lock file says so to all hosts).
@@ -65,17 +66,22 @@ def run_commit(destination: Destination, transfer_id: str, token: str, jobs: int
     except FileNotFoundError:
         return  # complete meanwhile
     try:
-        with held(os.path.join(path, LAYING_LOCK)):
-            pass  # what is being copied beside the blocks is there now, or is copied here
+        outcome = attempt(lambda: _await_copies(path))
         with held(os.path.join(destination.home, COMMIT_LOCK)):
             if not os.path.exists(path):
                 return  # a patch, and another tree was committed meanwhile
             keep_room(path, COMMIT)
-            outcome = attempt(lambda: _commit(destination, transfer_id, jobs))
+            outcome = outcome or attempt(lambda: _commit(destination, transfer_id, jobs))
             if outcome is not None:
                 write_outcome(path, COMMIT, replace(outcome, token=token))
     finally:
         os.close(lock)
+
+
+def _await_copies(path: str) -> None:
+    """Wait until what is copied beside the blocks is there; or is left, to be copied here."""
+    with contextlib.suppress(FileNotFoundError), held(os.path.join(path, LAYING_LOCK)):
+        pass
 
 
 def _take_lock(path: str) -> int:
@@ -178,7 +184,7 @@ class _Commit:
         """Copy what a planning has left of older versions, where it was killed."""
         if self._patch is not None and not self._verified:
             with held(os.path.join(self._path, LAYING_LOCK)):
-                lay_rest(self._path, self._destination.root, self._index, self._plan)
+                lay_rest(self._destination, self._path, self._index, self._plan)
 
     def _still_holds(self) -> bool:
         """Whether what was found at the destination when this was planned is still there.
@@ -253,7 +259,9 @@ class _Commit:
                 found = read_back(results, donor.receipts, _into(db, _DONATED))
             damaged, others = donor.damaged(found.bad_blocks), set(found.changed)
             for donor_entry, entry_id in self._adoption.files(donor):
-                if donor_entry in damaged:
+                if donor_entry in damaged or (
+                    donor_entry in others and donor.believes(donor_entry)
+                ):
                     continue  # reported when it cannot be staged
                 if donor_entry in others:
                     changed.append(entry_id)

@@ -2,9 +2,9 @@
 
 A transfer is abandoned when for so long no sender has offered it or was at work on its questions,
 no block arrived, and no commit made progress, whichever proxy on whichever host it was. Who takes
-in a block or negotiates holds the transfer's ``plan.lock``, a commit its ``commit.lock``; both are
-held here too, and the age is looked at again under them, so what is alive is never removed. A
-sender that comes later starts anew.
+in a block or negotiates holds the transfer's ``plan.lock``, who copies an older version its
+``laying.lock``, a commit its ``commit.lock``; all are held here too, and the age is looked at again
+under them, so what is alive is never removed. A sender that comes later starts anew.
 
 Not guaranteed: anything for a sender that was silent longer than the age; its blocks are sent
 again.

@@ -40,38 +40,52 @@ class Laying:
     to take turns with it.
     """
 
-    def __init__(self, entry_id: int, source: int, target: int, ranges: Ranges) -> None:
+    def __init__(self, entry_id: int, mark: str, source: int, target: int, ranges: Ranges) -> None:
         """Begin to copy these ranges of an open file into one that is open for writing.
 
-        The target is closed in the end.
+        Both are left as they are. Raises OSError, RuntimeError where there is no thread to be had.
         """
         self.entry_id = entry_id
-        self.mark = name_of_file(os.fstat(source))
-        """What the older version was when it was begun."""
+        self.mark = mark
+        """What the older version was before it was looked at (chunkcache.name_of_file)."""
         self.released = False
         """Whether it is part of a plan: then it stays where it is."""
-        self._source, self._target = os.dup(source), target
         self._ranges = list(ranges)
         self._next, self._turn = threading.Lock(), threading.Lock()
         """Held to write; and by whoever is the next to do so, lest one takes all turns."""
         self._left_out: list[tuple[int, int]] = []
         self._error: OSError | None = None
         self._whole = False
-        self._thread = threading.Thread(target=self._copy, daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as opened:
+            self._source, self._target = os.dup(source), -1
+            opened.callback(os.close, self._source)
+            self._target = os.dup(target)
+            opened.callback(os.close, self._target)
+            self._opened = opened.pop_all()
+            self._thread = threading.Thread(target=self._copy, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                self._opened.close()
+                raise
 
     def _copy(self) -> None:
-        try:
-            for start, stop in self._ranges:
-                if not self._clone(start, stop):
-                    for step in range(start, stop, _STEP):
-                        self._copy_step(step, min(stop, step + _STEP))
-            self._whole = name_of_file(os.fstat(self._source)) == self.mark
-        except OSError as error:
-            self._error = error
-        finally:
-            os.close(self._target)
-            os.close(self._source)
+        with self._opened:
+            try:
+                self._whole = all(self._copy_range(*one) for one in self._ranges)
+                self._whole &= name_of_file(os.fstat(self._source)) == self.mark
+            except OSError as error:
+                self._error = error
+
+    def _copy_range(self, start: int, stop: int) -> bool:
+        """Whether anybody needs it still: the transfer may be gone, and all that it has staged."""
+        if self._clone(start, stop):
+            return True
+        for step in range(start, stop, _STEP):
+            if not os.fstat(self._target).st_nlink:
+                return False
+            self._copy_step(step, min(stop, step + _STEP))
+        return True
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -144,25 +158,24 @@ def bytes_left(path: str, plan: Plan) -> int:
         found = () if is_laid(path, plan.id) else kept.laying()
         for entry_id, _ in found:
             with contextlib.suppress(FileNotFoundError):
-                fd, st = staging.examine(entry_id)
-                os.close(fd)
+                st = staging.stat(entry_id)
                 sent = sum(stop - start for start, stop in plan.extents_of(entry_id))
                 left += max(0, st.st_size - sent - 512 * st.st_blocks)
     return left
 
 
-def lay_rest(path: str, root: str, index: Index, plan: Plan) -> None:
+def lay_rest(destination: Destination, path: str, index: Index, plan: Plan) -> None:
     """Copy what is not there of older versions, where whoever began it has not ended it.
 
-    ``root`` is where they lie. Of one that is not what it was nothing is copied: what the file
-    should be tells that it is not. For who holds the lock. Raises OSError.
+    Of one that is not what it was nothing is copied: what the file should be tells that it is not.
+    For a commit that holds the lock, and will sync. Raises OSError.
     """
     if is_laid(path, plan.id):
         return
     with (
         contextlib.closing(Kept(os.path.join(path, "kept.db"))) as kept,
         contextlib.closing(Staging(os.path.join(path, "stage"))) as staging,
-        Walker(root) as walker,
+        Walker(destination.root) as walker,
     ):
         for entry_id, mark in kept.laying():
             with contextlib.ExitStack() as opened:

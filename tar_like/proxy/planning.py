@@ -2,6 +2,7 @@
 
     survey > questions for the sender, if it can be asked (the old versions are read meanwhile)
            > answers > assemble what is here (several processes) > sync > kept.db > plan.db
+           > what of an older version is still being copied (proxy.laying)
 
 Runs in a process of its own where the destination holds anything, unless only a few small files
 differ: files are read, and a serving process must go on answering. It can be killed anywhere and
@@ -136,6 +137,8 @@ class Planning:
         self._jobs = jobs
         self._pool: Assemblers | None = None
         self._locks = contextlib.ExitStack()
+        self._filesystem = -1
+        """Open since before anything is copied: its sync tells of each write that failed since."""
         self._planned = ""
         """The id of the plan that was made here."""
 
@@ -201,13 +204,19 @@ class Planning:
         Raises NoSpace, OSError, sqlite3.Error.
         """
         with self._locks:
-            self._run(wish)
-            self._end_laying()
+            try:
+                self._run(wish)
+                self._end_laying()
+            finally:
+                if self._pool is not None:
+                    self._pool.await_released()  # before anybody else may think that nobody copies
 
     def _run(self, wish: Wish) -> None:
         with held(self._file(PLAN_LOCK)), self._folder() as folder:
             if os.path.exists(self._file("plan.db")):
                 return
+            self._filesystem = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._locks.callback(os.close, self._filesystem)
             if self._nothing_known:
                 self._plan_everything(folder, wish)
                 return
@@ -349,10 +358,10 @@ class Planning:
     def _is_answered_meanwhile(self) -> bool:
         """Whether the answers have come while an older version is still being copied.
 
-        A patch is planned at once then. (Others may be taken apart and adopted.)
+        A patch is planned at once then, unless it adopts what others have staged.
         """
         laying, seconds = self._assemblers.laying, 0.001
-        if laying is None or patch_of(self._path) is None:
+        if laying is None or patch_of(self._path) is None or self._destination.donors(self._id):
             return False
         while not os.path.exists(self._file("answers.db")):
             if not laying.running:
@@ -514,14 +523,11 @@ class Planning:
 
     def _sync(self) -> None:
         """Raises OSError; what others staged must be sent again then, too."""
-        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._destination.durability.filesystem(fd)
+            self._destination.durability.filesystem(self._filesystem)
         except OSError:
             distrust(self._destination)
             raise
-        finally:
-            os.close(fd)
 
 
 class _Remembered:

@@ -7,6 +7,7 @@ this count may still fill the disk; the block that meets a full disk is then not
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tar_like.errors import NoSpace
@@ -28,16 +29,18 @@ class Room:
         return self.bytes >= other.bytes and self.inodes >= other.inodes
 
 
-def check(folder: str, plan: Plan, missing_blocks: int, copies: int = 0) -> None:
+def check(
+    folder: str, plan: Plan, missing_blocks: int, copies: Callable[[], int] = lambda: 0
+) -> None:
     """Refuse a transfer that cannot fit. ``folder`` is the transfer's own.
 
-    ``copies`` are bytes that the commit will stage by itself.
+    ``copies`` gives the bytes that the receiver will stage by itself; some it may be staging now.
 
     Raises NoSpace with the numbers, OSError.
     """
     free = _free(folder)
     # The ledger will be a copy of the index, beside the one that is there.
-    records = RESERVE + copies + os.path.getsize(os.path.join(folder, "index.db"))
+    records = RESERVE + copies() + os.path.getsize(os.path.join(folder, "index.db"))
     most = Room(records + min(plan.bytes, missing_blocks * plan.block_size), plan.files)
     if free.holds(most):
         return

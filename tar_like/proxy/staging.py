@@ -80,10 +80,14 @@ class Staging:
         except OSError as error:
             raise mapped(error) from None
 
+    def stat(self, entry_id: int) -> os.stat_result:
+        """How a staged file is. Raises FileNotFoundError."""
+        return os.stat(self.name(entry_id), dir_fd=self._fd, follow_symlinks=False)
+
     def holds(self, entry_id: int) -> bool:
         """Whether there is a staged file; once it was given its name there is none."""
         try:
-            os.stat(self.name(entry_id), dir_fd=self._fd, follow_symlinks=False)
+            self.stat(entry_id)
         except FileNotFoundError:
             return False
         return True

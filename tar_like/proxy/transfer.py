@@ -182,8 +182,11 @@ class Transfer:
             if os.path.exists(self.plan_path) and not self.verified and not self.rules.dry_run:
                 plan = self.plan()
                 self._receipts.refresh()
-                copies = bytes_of_twins(self.path) + bytes_left(self.path, plan)
-                room.check(self.path, plan, plan.block_count - self._receipts.received, copies)
+                missing = plan.block_count - self._receipts.received
+                room.check(self.path, plan, missing, lambda: self._bytes_of_copies(plan))
+
+    def _bytes_of_copies(self, plan: Plan) -> int:
+        return bytes_of_twins(self.path) + bytes_left(self.path, plan)
 
     def is_easy(self, look: str) -> bool:
         """Whether negotiating takes no time worth speaking of, with this look (its token)."""
@@ -205,6 +208,8 @@ class Transfer:
                 return False
         except BlockingIOError:
             return True
+        except FileNotFoundError:  # gone meanwhile
+            return False
 
     @property
     def open_questions(self) -> int:

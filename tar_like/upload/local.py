@@ -49,7 +49,8 @@ class LocalDispatcher:
             return 0  # what takes blocks in holds on to the transfer until its process ends
         if not all(map(is_here, self._options.urls)):
             return 1
-        # Where both ends share the processors, two that send are hardly faster than one.
+        # Where both ends share the processors, as mostly by loopback, two that send are hardly
+        # faster than one.
         return max(1, min(_FEW, _FEW_BYTES // sending.block_size))
 
     def _make_bucket(self, transfer: str, progress: Progress) -> SharedBucket:

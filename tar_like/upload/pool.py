@@ -50,7 +50,7 @@ class Pool:
 
         Raises TarLikeError when processes keep dying.
         """
-        if len(missing) <= self._few:
+        if 0 < len(missing) <= self._few:
             yield from self._send_here(missing)
             return
         from multiprocessing.connection import Connection, wait
@@ -75,7 +75,7 @@ class Pool:
             child.stop.set()
 
     def _send_here(self, missing: Sequence[int]) -> Iterator[BlockOutcome]:
-        """Without a process."""
+        """Without a process: one after the other, until all are sent, one is fatal, or ``stop``."""
         try:
             sender = self._make_sender(0)
         except TarLikeError as error:
@@ -89,7 +89,7 @@ class Pool:
                     yield outcome
             except (MemoryError, OSError) as error:  # which would be the end of a process
                 what = f"Sending failed ({type(error).__name__}): run it again."
-                yield BlockOutcome(block_no=left[0], error=what, fatal=True)
+                yield BlockOutcome(block_no=(left or missing)[0], error=what, fatal=True)
 
     def _hear(self, connection: Connection, work: _Work) -> Iterator[BlockOutcome]:
         child = self._children[connection]

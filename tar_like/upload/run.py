@@ -78,6 +78,7 @@ class UploadSummary:
         self.failures, self.errors = [], []
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, by name, as JSON can have it."""
         found = {name: getattr(self, name) for name in UploadSummary.__annotations__}
         return {**found, "failures": [one._asdict() for one in self.failures]}
 

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Job, sync, wait_for
+from tar_like.plan import Plan
+from tar_like.proxy.expire import expire
+from tar_like.proxy.laying import bytes_left
+from tar_like.proxy.place import Destination
+from tar_like.proxy.receipts import Receipts
+from tests.e2e.harness import Job, run, sync, wait_for
 from tests.e2e.test_patch import assert_ledger, was_patched
 from tests.trees import assert_same
 
@@ -76,6 +81,15 @@ def copier(job: Job) -> list[int]:
 def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> None:
     dst = work / "dst"
     with copying(src, dst) as (job, transfer):
+        job.freeze()
+        plan = Plan(str(transfer / "plan.db"), str(transfer / "index.db"))
+        left = bytes_left(str(transfer), plan)
+        plan.close()
+        assert 0 < left < SIZE
+        destination = Destination(str(dst))
+        destination.prepare()
+        assert expire(destination, 0.0) == []
+        job.thaw()
         wait_for("the end of the copy", (transfer / "laid").exists, unless=job.ended)
         result = job.end().verify(0)
     assert ONCE_MORE not in result.err
@@ -111,6 +125,32 @@ def test_a_run_that_was_killed_meanwhile_goes_on(work: Path, src: Path) -> None:
     assert was_patched(dst)
     assert_same(src, dst)
     assert_ledger(src, dst, work)
+
+
+def test_what_others_take_over_has_no_gaps(work: Path, src: Path) -> None:
+    """A run is killed when all blocks have come; the tree has changed when the next one comes."""
+    dst = work / "dst"
+    with copying(src, dst) as (job, transfer):
+        receipts = transfer / "receipts"
+        wait_for("all blocks", lambda: not missing(transfer), unless=job.ended)
+        job.kill()
+        assert receipts.exists()
+        assert not (transfer / "laid").exists(), "the test was too late"
+    (src / "small").write_bytes(b"changed once more")
+    result = run("sync", src, dst, "--delete")
+    result.verify(0)
+    assert_same(src, dst)
+
+
+def missing(transfer: Path) -> int:
+    """How many blocks a transfer lacks."""
+    receipts = Receipts(str(transfer / "receipts"))
+    receipts.refresh()
+    plan = Plan(str(transfer / "plan.db"), str(transfer / "index.db"))
+    try:
+        return plan.block_count - receipts.received
+    finally:
+        plan.close()
 
 
 @pytest.mark.parametrize("killed", [False, True])

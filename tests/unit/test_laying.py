@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tar_like.proxy import laying
+from tar_like.proxy.chunkcache import name_of_file
 from tar_like.proxy.copying import copy_range
 from tar_like.proxy.laying import Laying
 
@@ -52,12 +53,18 @@ class Scene:
 
     def begin(self, ranges: Ranges | None = None) -> Laying:
         """Returns once the first write is under way."""
-        source = os.open(self.old, os.O_RDONLY)
-        target = os.open(self.staged, os.O_RDWR)
-        found = Laying(7, source, target, [(0, SIZE)] if ranges is None else ranges)
-        os.close(source)
+        found = self.laying([(0, SIZE)] if ranges is None else ranges)
         assert self._waits.acquire(timeout=20)
         return found
+
+    def laying(self, ranges: Ranges) -> Laying:
+        """A copy that is begun."""
+        fds = [os.open(self.old, os.O_RDONLY), os.open(self.staged, os.O_RDWR)]
+        try:
+            return Laying(7, name_of_file(os.fstat(fds[0])), *fds, ranges)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def send(self, missing: Ranges) -> None:
         """What blocks do."""
@@ -140,9 +147,7 @@ def test_a_filesystem_that_shares_blocks_is_asked_unless_something_is_left_out(
         return True
 
     monkeypatch.setattr(laying, "clone_range", clone)
-    fds = [os.open(scene.old, os.O_RDONLY), os.open(scene.staged, os.O_RDWR)]
-    copy = Laying(7, *fds, [(0, SIZE)])
-    os.close(fds[0])
+    copy = scene.laying([(0, SIZE)])
     assert copy.wait()
     assert asked == [(0, 0, SIZE)]
     assert scene.steps == []
@@ -174,6 +179,27 @@ def test_an_older_version_that_was_touched_meanwhile_is_no_whole_copy(
     change(scene.old)
     scene.run_out()
     assert not copy.wait()
+
+
+def test_a_copy_that_nobody_needs_any_more_ends(scene: Scene) -> None:
+    copy = scene.begin()
+    scene.staged.unlink()
+    scene.run_out()
+    assert not copy.wait()
+    assert len(scene.steps) == 1
+
+
+def test_nothing_stays_open_where_there_is_no_thread_to_be_had(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError):
+        scene.laying([(0, SIZE)])
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_is_left_between_ranges(dice: random.Random) -> None:

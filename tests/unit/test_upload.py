@@ -250,6 +250,7 @@ def test_few_blocks_are_sent_here(tmp_path: Path, count: int, few: int, here: bo
     def make(number: int) -> RangeSender:
         return Here(tmp_path, number, {})  # type: ignore[return-value]
 
+    assert list(Pool(make, 2, few=few).send([])) == []
     outcomes = list(Pool(make, 2, few=few).send(range(count)))
     assert sorted(one.block_no for one in outcomes) == list(range(count))
     assert {int(one.error) == os.getpid() for one in outcomes} == {here}
