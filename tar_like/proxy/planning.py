@@ -380,7 +380,7 @@ class Planning:
         Where that fails, who commits goes on with it.
         """
         laying = self._pool.laying if self._pool is not None else None
-        if laying is None:
+        if laying is None or not laying.released:
             return
         with contextlib.suppress(OSError):  # or the transfer is gone
             if laying.wait():

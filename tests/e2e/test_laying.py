@@ -16,7 +16,7 @@ from tar_like.proxy.expire import expire
 from tar_like.proxy.laying import bytes_left
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import Receipts
-from tests.e2e.harness import Job, run, sync, wait_for
+from tests.e2e.harness import Job, Result, run, sync, wait_for
 from tests.e2e.test_patch import assert_ledger, was_patched
 from tests.trees import assert_same
 
@@ -78,6 +78,16 @@ def copier(job: Job) -> list[int]:
     return found
 
 
+def assert_made_once(result: Result, work: Path) -> None:
+    """A run has made the tree by a patch, and nothing of it twice."""
+    src, dst = work / "src", work / "dst"
+    assert ONCE_MORE not in result.err
+    assert WRONG not in result.err
+    assert was_patched(dst)
+    assert_same(src, dst)
+    assert_ledger(src, dst, work)
+
+
 def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> None:
     dst = work / "dst"
     with copying(src, dst) as (job, transfer):
@@ -90,13 +100,8 @@ def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> 
         destination.prepare()
         assert expire(destination, 0.0) == []
         job.thaw()
-        wait_for("the end of the copy", (transfer / "laid").exists, unless=job.ended)
         result = job.end().verify(0)
-    assert ONCE_MORE not in result.err
-    assert WRONG not in result.err
-    assert was_patched(dst)
-    assert_same(src, dst)
-    assert_ledger(src, dst, work)
+    assert_made_once(result, work)
 
 
 def test_what_the_copying_process_leaves_the_commit_copies(work: Path, src: Path) -> None:
@@ -106,11 +111,7 @@ def test_what_the_copying_process_leaves_the_commit_copies(work: Path, src: Path
             os.kill(pid, signal.SIGKILL)
         assert not (transfer / "laid").exists()
         result = job.end().verify(0)
-    assert ONCE_MORE not in result.err
-    assert WRONG not in result.err
-    assert was_patched(dst)
-    assert_same(src, dst)
-    assert_ledger(src, dst, work)
+    assert_made_once(result, work)
 
 
 def test_a_run_that_was_killed_meanwhile_goes_on(work: Path, src: Path) -> None:
@@ -120,11 +121,7 @@ def test_a_run_that_was_killed_meanwhile_goes_on(work: Path, src: Path) -> None:
         assert not (transfer / "laid").exists()
     with Job("sync", src, dst, "--delete") as job:
         result = job.end().verify(0)
-    assert ONCE_MORE not in result.err
-    assert WRONG not in result.err
-    assert was_patched(dst)
-    assert_same(src, dst)
-    assert_ledger(src, dst, work)
+    assert_made_once(result, work)
 
 
 def test_what_others_take_over_has_no_gaps(work: Path, src: Path) -> None:
