@@ -109,7 +109,7 @@ def test_a_run_of_the_same_tree_with_other_options_is_named(
         def other() -> Status:
             client = Client(proxy.url)
             try:
-                return client.negotiate(transfer, 4096, Rules(update=True), ask=True)
+                return client.negotiate(transfer, client.wish(4096, Rules(update=True), ask=True))
             finally:
                 client.close()
 
