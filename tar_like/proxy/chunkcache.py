@@ -31,6 +31,10 @@ class ChunkCache:
         except (OSError, ValueError):
             return None
 
+    def has(self, name: str, average: int) -> bool:
+        """Whether there is a list, damaged or not."""
+        return os.path.exists(self._path(name, average))
+
     def read_bytes(self, name: str, average: int) -> bytes:
         """A list as it was written; empty when it is not there, or damaged."""
         try:

@@ -56,6 +56,11 @@ SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
 FROM temp.wanted w CROSS JOIN landed l ON substr(l.digest, 1, 8) = substr(w.digest, 1, 8)
 CROSS JOIN entry e ON e.id = l.entry_id WHERE l.digest = w.digest AND e.size > 0
 """
+_LANDED_SINCE = """
+SELECT e.path, e.size, e.mtime, e.hash, l.digest, l.ino, l.ctime, e.token
+FROM entry e CROSS JOIN landed l ON l.entry_id = e.id
+WHERE e.kind = 'f' AND e.size BETWEEN ? AND ? AND l.ctime >= ? ORDER BY l.ctime DESC
+"""
 _LEAVES = """
 SELECT directory, first, names, digest FROM leaf WHERE number >= ? AND number < ? ORDER BY number
 """
@@ -209,6 +214,14 @@ class Ledger:
         with contextlib.suppress(sqlite3.DatabaseError):
             _fill(self._db, "wanted", ((one,) for one in wanted))
             yield from map(Row._make, self._db.execute(_BY_DIGEST))
+
+    def landed_since(self, time: int, least: int, most: int) -> Iterator[Row]:
+        """Its files of these sizes whose ctime is not before that (ns), the last ones first.
+
+        Raises sqlite3.Error.
+        """
+        if self._db is not None:
+            yield from map(Row._make, self._db.execute(_LANDED_SINCE, (least, most, time)))
 
     def leaves(self, first: int = 0, stop: int = 1 << 62) -> Iterator[LeafRow]:
         """The leaves of its index, by their numbers in its order; none where they are not known.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import math
 import os
 import select
 import signal
@@ -41,6 +42,8 @@ EXPIRE_EVERY = 3600.0
 """Seconds between two looks for abandoned transfers, at most."""
 KEEP_ALIVE = 75
 SHUTDOWN = 5
+_IDLE = 19
+"""How nice who works for nobody yet is to others."""
 """Seconds that requests in flight get when the receiver is told to stop."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = signal.SIGQUIT
@@ -310,7 +313,7 @@ class _Supervisor:
         for one in self._sockets:
             self._start_server(one)
         # Now, and not when one is asked for: by then the package may have been replaced.
-        from tar_like.proxy import commit, look, planning  # noqa: F401
+        from tar_like.proxy import commit, learning, look, planning  # noqa: F401
 
         if ready is not None:
             ready()
@@ -372,13 +375,20 @@ class _Supervisor:
 
     def _commit(self, transfer_id: str, token: str) -> None:
         from tar_like.proxy.commit import run_commit
+        from tar_like.proxy.learning import learn_chunks
         from tar_like.proxy.look import learn
 
-        run_commit(self._destination, transfer_id, token, self._options.jobs)
-        complete = not os.path.exists(self._destination.transfer(transfer_id))
+        destination = self._destination
+        begun = math.inf
+        with contextlib.suppress(OSError):  # no room, say: there is nothing to learn then
+            begun = destination.now()
+        run_commit(destination, transfer_id, token, self._options.jobs)
+        complete = not os.path.exists(destination.transfer(transfer_id))
         if complete and self._options.lasting:  # nobody waits for the end of this process
+            os.nice(_IDLE)
             with contextlib.suppress(OSError, sqlite3.Error):
-                learn(self._destination)
+                learn(destination)
+                learn_chunks(destination, begun)
 
     def _expire_if_due(self) -> float | None:
         """Have a process remove abandoned transfers; returns the seconds until it is due again."""

@@ -319,6 +319,26 @@ def test_chunks_of_an_older_version_that_was_just_read_are_believed_once(
         assert again(src, proxy.url) == 0
 
 
+def test_a_proxy_remembers_the_chunks_of_what_it_has_just_got(work: Path, src: Path) -> None:
+    dst = work / "dst"
+
+    def lists() -> set[str]:
+        return {one.name.partition(".")[0] for one in dst.glob(".tar_like/chunks/*[0-9]")}
+
+    def large() -> set[str]:
+        files = (one for one in src.rglob("*") if one.is_file() and one.stat().st_size >= MIB)
+        return {blake3(one.read_bytes()).hexdigest() for one in files}
+
+    with Proxy(dst) as proxy:
+        sync(src, proxy.url)
+        before = large()
+        wait_for("the lists", lambda: lists() == before)
+        overwrite(src / "large", MIB, b"changed")
+        assert sync(src, proxy.url, "--delete")["bytes_sent"] < 4 * CHUNK
+        assert_same(src, dst)
+        assert lists() == large() != before
+
+
 def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
