@@ -4,8 +4,9 @@
 
 Each work brings a tree to two destinations, edits it, and has each tool bring them up to date:
 ``rsync -a --delete`` to a daemon, ``tar-like sync --delete`` to a proxy, both on loopback and
-running already. Times are of runs without anything between; bytes are those of one more run,
-counted in both directions by a relay between the tool and its server. All lies on a tmpfs.
+running already. Times are of runs without anything between, each begun when the receiver has
+nothing left to do from before; bytes are those of one more run, counted in both directions by a
+relay between the tool and its server. All lies on a tmpfs.
 With --stores casync and restic do what they do of it on the same trees, where they are installed;
 their stores take several times the tree's size on the tmpfs, and their time.
 """
@@ -19,11 +20,13 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from bench.command import REPOSITORY, BenchError, kill_group, output_of, run, spawn
 from bench.daemon import free_port, rsync_daemon, wait_until_listening
@@ -36,6 +39,8 @@ from bench.tools import tar_like_argv
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 MIB = 1 << 20
 TIMEOUT = 170.0
+IDLE = 0.3
+"""Seconds without work after which a receiver has nothing left to do."""
 
 Edit = Callable[[Path, random.Random], None]
 
@@ -170,7 +175,7 @@ def measure(work: Work, folder: Path, runs: int, *, stores: bool) -> Row:
                 *tar_like_argv(), "sync", "--delete", str(source), f"http://127.0.0.1:{port}/tar",
             ],
         }  # fmt: skip
-        ports = {"rsync": int(rsync.rpartition(":")[2]), "tar-like": ours}
+        ports = {"rsync": int(rsync.rpartition(":")[2]), "tar-like": ours.port}
         others = stored(source, root / "stores") if stores else []
         for name, argv in tools.items():
             run(argv(ports[name]), timeout=TIMEOUT)
@@ -180,6 +185,7 @@ def measure(work: Work, folder: Path, runs: int, *, stores: bool) -> Row:
             work.edit(source, dice)
             for name, argv in sorted(tools.items(), reverse=bool(turn % 2)):
                 if turn < runs:
+                    wait_until_idle(ours.pid)
                     seconds = run(argv(ports[name]), timeout=TIMEOUT)
                     row.seconds.setdefault(name, []).append(seconds)
                 else:
@@ -198,16 +204,44 @@ def measure(work: Work, folder: Path, runs: int, *, stores: bool) -> Row:
     return row
 
 
+class Receiver(NamedTuple):
+    """A receiver that runs."""
+
+    pid: int
+    port: int
+
+
 @contextmanager
-def proxy(dest: Path) -> Iterator[int]:
-    """A receiver on loopback; yields its port."""
+def proxy(dest: Path) -> Iterator[Receiver]:
+    """A receiver on loopback."""
     port = free_port()
     process = spawn([*tar_like_argv(), "proxy", "-b", str(dest), str(port)])
     try:
         wait_until_listening(port)
-        yield port
+        yield Receiver(process.pid, port)
     finally:
         kill_group(process)
+
+
+def wait_until_idle(group: int) -> None:
+    """Wait until the processes of a group have used no processor for a while."""
+    end, last = time.monotonic() + TIMEOUT, -1
+    while (now := ticks(group)) != last:
+        if time.monotonic() > end:
+            raise BenchError("The receiver does not come to rest.")
+        last = now
+        time.sleep(IDLE)
+
+
+def ticks(group: int) -> int:
+    """What the processes of a group have used of a processor, and what those that ended had."""
+    used = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                used += sum(map(int, fields[11:15]))
+    return used
 
 
 class relay:
