@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import posixpath
 
+from tar_like.errors import UsageError
 from tar_like.rules import Rules
 
 
@@ -21,7 +22,7 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         help="only say what would be sent, made, linked, set and deleted",
     )  # fmt: skip
     group.add_argument(
-        "--snapshot", metavar="NAME", default="",
+        "--snapshot", metavar="NAME",
         help="make the folder NAME in TARGET, sharing with the snapshot before it, and let "
         "'current' lead to it",
     )  # fmt: skip
@@ -30,7 +31,7 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         help="delete although parts of SRC could not be read (never below those)",
     )  # fmt: skip
     group.add_argument(
-        "--backup-dir", metavar="DIR", default="",
+        "--backup-dir", metavar="DIR",
         help="keep what is replaced or deleted in this folder of TARGET",
     )  # fmt: skip
     group.add_argument(
@@ -49,16 +50,19 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rules(options: argparse.Namespace) -> Rules:
     """The rules that the flags ask for. Raises UsageError for what does not go together."""
+    for flag, name in (("--snapshot", options.snapshot), ("--backup-dir", options.backup_dir)):
+        if name == "":  # of a variable that is not set, say: something else would be done
+            raise UsageError(f"{flag} has an empty name.")
     return Rules(
         delete=options.delete,
         ignore_errors=options.ignore_errors,
         regexes=tuple(options.regexes),
         patterns=tuple(options.patterns),
-        snapshot=options.snapshot,
+        snapshot=options.snapshot or "",
         update=options.update,
         dry_run=options.dry_run,
         existing=options.existing,
         ignore_existing=options.ignore_existing,
         size_only=options.size_only,
-        backup_dir=options.backup_dir and posixpath.normpath(options.backup_dir),
+        backup_dir=posixpath.normpath(options.backup_dir) if options.backup_dir else "",
     ).checked()

@@ -64,6 +64,8 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from tar_like.cli.common import scanning, wanted
     from tar_like.cli.s3 import s3_settings
 
+    if not options.source or not options.target:  # the current folder is not meant
+        raise UsageError("SRC or TARGET is empty: '.' is the current folder.")
     settings = config.load()
     what = wanted(options)
     if not _may_record(options):

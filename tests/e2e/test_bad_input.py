@@ -488,3 +488,20 @@ def test_a_target_that_means_another_host_is_no_folder(work: Path, src: Path, ta
     before = sorted(work.iterdir())
     run("sync", src, target, codes=(2,), cwd=work).sentence("URL")
     assert sorted(work.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("", "dst"),
+        ("src", ""),
+        ("src", "dst", "--snapshot", ""),
+        ("src", "dst", "--backup-dir", ""),
+    ],
+)
+def test_what_is_empty_stands_for_nothing_else(work: Path, arguments: tuple[str, ...]) -> None:
+    """As of a variable of a shell that is not set."""
+    (work / "src").mkdir()
+    (work / "src/file").write_bytes(b"x")
+    run("sync", *arguments, codes=(2,), cwd=work).sentence("empty")
+    assert sorted(one.name for one in work.iterdir()) == ["src"]
