@@ -14,3 +14,10 @@ def read_at(fd: int, into: memoryview, start: int) -> int:
             break
         got += more
     return got
+
+
+def fill(fd: int, view: memoryview, start: int) -> memoryview:
+    """The view, filled. Raises OSError, EOFError where the file ends before."""
+    if read_at(fd, view, start) < len(view):
+        raise EOFError
+    return view

@@ -177,12 +177,9 @@ class Status(NamedTuple):
         values = _object(text)
         failures = tuple(map(_failure, _of_kind(values.pop("failures", []), list)))
         names = values.keys() & set(cls._fields)
-        known = {one: _of_kind(values[one], _KINDS.get(one, int)) for one in names}
+        default = cls._field_defaults  # of the kind that the field is; those without are texts
+        known = {one: _of_kind(values[one], type(default.get(one, ""))) for one in names}
         return cls(**known, failures=failures)
-
-
-_KINDS: dict[str, type[Any]] = {"id": str, "state": str, "held": str, "rules": dict}
-"""Of a status' fields; the others are numbers."""
 
 
 def _object(text: bytes | str) -> dict[str, Any]:

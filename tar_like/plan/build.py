@@ -22,18 +22,20 @@ def build_plan(
     path: str,
     block_size: int,
     part: Part = lambda _: None,
-) -> None:
+) -> str:
     """Write the plan for these files, given in canonical order, to a new file; it is not synced.
 
-    A file without bytes to send (empty, or one hole) is listed as ``bare``: the receiver makes
-    it by itself. Raises OSError or sqlite3.Error when it cannot be written.
+    Returns its id. A file without bytes to send (empty, or one hole) is listed as ``bare``: the
+    receiver makes it by itself. Raises OSError or sqlite3.Error when it cannot be written.
     """
     db = scratch(path)
     try:
         _create(db, index.path)
         layer = _Layer(db, index, part)
         db.executemany("INSERT INTO extent VALUES (?, ?, ?, ?)", layer.extents(lacking))
-        _finish(db, index, block_size, length=layer.length, total=layer.bytes, files=layer.files)
+        return _finish(
+            db, index, block_size, length=layer.length, total=layer.bytes, files=layer.files
+        )
     finally:
         db.close()
 
@@ -50,9 +52,10 @@ def _create(db: sqlite3.Connection, index_path: str) -> None:
 
 def _finish(
     db: sqlite3.Connection, index: Index, block_size: int, *, length: int, total: int, files: int
-) -> None:
+) -> str:
+    plan_id = secrets.token_hex(16)
     meta = {
-        "id": secrets.token_hex(16),
+        "id": plan_id,
         "index": index.id,
         "block_size": str(block_size),
         "length": str(length),
@@ -61,6 +64,7 @@ def _finish(
     }
     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     db.execute("COMMIT")
+    return plan_id
 
 
 def build_whole_plan(index: Index, path: str, block_size: int, without: Iterable[int] = ()) -> bool:

@@ -26,14 +26,14 @@ from tar_like.layout import PAGE, Entry, round_up
 from tar_like.plan.questions import Answer, Answers, Question, Questions
 from tar_like.plan.segments import Segments
 from tar_like.process import large_buffer
-from tar_like.proxy.chunkcache import ChunkCache, name_of_file
+from tar_like.proxy.chunkcache import ChunkCache, cut_file, name_of_file
 from tar_like.proxy.copying import copy_range
 from tar_like.proxy.laying import Laying
 from tar_like.proxy.ledger import Landed, Row
 from tar_like.proxy.place import Destination
 from tar_like.proxy.staging import Staging, mapped
 from tar_like.proxy.strays import Stray
-from tar_like.reading import read_at
+from tar_like.reading import fill
 from tar_like.sparse import data_of
 
 _STEP = 8 << 20
@@ -189,12 +189,10 @@ class Assembler:
         answer = None
         if self._answers is not None and entry.size >= chunks.SMALLEST_FILE:
             answer = self._answers.find(entry.id)
-        if self.is_laying(entry):
-            found = self._release(task, answer)
-            if found is not None:
-                return found
-            self.settle()
-        prepared = self._asked(entry) is not None and self._take_prepared(entry)
+        if self.is_laying(entry) and task.sources:
+            self.settle()  # it is where their content goes to
+        asked = self._asked(entry) is not None and not self.is_laying(entry)
+        prepared = asked and self._take_prepared(entry)
         if not wanted:
             return None
         if task.at_size == entry.size:
@@ -206,7 +204,7 @@ class Assembler:
                 return Provided(entry_id=entry.id, digest=wanted, missing=())
             prepared = prepared and self._staging.holds(entry.id)
             if answer is not None and answer.chunks:
-                return self._patch(entry, task.basis, answer, wanted, prepared=prepared)
+                return self._patch(task, answer, prepared=prepared)
         except OSError as error:
             raise mapped(error) from None
         return None
@@ -292,44 +290,9 @@ class Assembler:
         finally:
             os.close(old)
 
-    def _release(self, task: Task, answer: Answer | None) -> Provided | None:
-        """Have a copy that is being made go on beside the blocks, without what these will bring.
-
-        None where that cannot be: where it must be read, or is not of use as it is.
-        """
-        laying, basis, entry = self.laying, task.basis, task.entry
-        if laying is None or basis is None or task.sources or answer is None or not answer.chunks:
-            return None
-        old = self._open(entry.path)
-        if old is None:
-            return None
-        try:
-            st = os.fstat(old)
-            if (
-                not basis.is_of(st)
-                or basis.digest == task.digest
-                or laying.mark != name_of_file(st)
-            ):
-                return None
-            common = self._in_common(entry, answer, task.digest, old)
-        finally:
-            os.close(old)
-        missing = () if common is None else tuple(common.missing(common.moves))
-        if common is None or not missing or not common.is_in_place:
-            return None
-        laying.release(missing)
-        return Provided(
-            entry_id=entry.id,
-            digest=task.digest,
-            missing=missing,
-            believed=True,
-            laying=laying.mark,
-        )
-
-    def _patch(
-        self, entry: Entry, basis: Row | None, answer: Answer, wanted: bytes, *, prepared: bool
-    ) -> Provided | None:
+    def _patch(self, task: Task, answer: Answer, *, prepared: bool) -> Provided | None:
         """Stage what a new version shares with the file at its path."""
+        entry, basis, wanted = task.entry, task.basis, task.digest
         old = self._open(entry.path)
         if old is None:
             return None
@@ -337,6 +300,12 @@ class Assembler:
             common = self._in_common(entry, answer, wanted, old)
             if common is None:
                 return None
+            if self.is_laying(entry):
+                found = self._release(task, common, os.fstat(old))
+                if found is not None:
+                    return found
+                self.settle()
+                prepared = self._take_prepared(entry)
             staged = self._staging.reopen(entry.id) if prepared else self._stage(entry)
             try:
                 moves = common.moves
@@ -355,6 +324,26 @@ class Assembler:
         finally:
             os.close(old)
         return Provided(entry_id=entry.id, digest=wanted, missing=missing, believed=believed)
+
+    def _release(self, task: Task, common: _Common, old: os.stat_result) -> Provided | None:
+        """Have a copy that is being made go on beside the blocks, without what these will bring.
+
+        None where that cannot be: where it must be read, or is not of use as it is.
+        """
+        laying, missing = self.laying, tuple(common.missing(common.moves))
+        believed = task.basis is not None and task.basis.is_of(old)
+        if laying is None or laying.mark != name_of_file(old):
+            return None
+        if not (believed and missing and common.is_in_place):
+            return None
+        laying.release(missing)
+        return Provided(
+            entry_id=task.entry.id,
+            digest=task.digest,
+            missing=missing,
+            believed=True,
+            laying=laying.mark,
+        )
 
     def _in_common(self, entry: Entry, answer: Answer, wanted: bytes, old: int) -> _Common | None:
         """What a new version shares with the file at its path, which is open; None for nothing."""
@@ -384,18 +373,13 @@ class Assembler:
 
     def _list_of(self, fd: int, average: int) -> ChunkList:
         """The chunks of a file in the destination as it is now; none of one that is changing."""
-        st = os.fstat(fd)
-        name = name_of_file(st)
+        name = name_of_file(os.fstat(fd))
         found = self._cache.read(name, average)
         if found is None:
-            ranges = list(data_of(fd, st.st_size))
             try:
-                records = chunks.cut(
-                    lambda start, stop: self._read(fd, start, stop), ranges, average
-                )
+                found = cut_file(fd, average, self._buffer)
             except EOFError:
                 return ChunkList((), b"")
-            found = ChunkList(ranges, records)
             self._cache.write(name, average, found)
         return found
 
@@ -415,10 +399,7 @@ class Assembler:
 
     def _read(self, fd: int, start: int, stop: int) -> memoryview:
         """Bytes of a file. Raises EOFError when it is shorter."""
-        view = self._buffer[: stop - start]
-        if read_at(fd, view, start) < len(view):
-            raise EOFError
-        return view
+        return fill(fd, self._buffer[: stop - start], start)
 
 
 class _Common:

@@ -13,8 +13,11 @@ import os
 import secrets
 from collections.abc import Iterable
 
+from tar_like import chunks
 from tar_like.chunks import ChunkList
 from tar_like.dirfd import open_file
+from tar_like.reading import fill
+from tar_like.sparse import data_of
 
 
 class ChunkCache:
@@ -26,8 +29,7 @@ class ChunkCache:
     def read(self, name: str, average: int) -> ChunkList | None:
         """A list; None when it is not there or damaged."""
         try:
-            with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
-                return ChunkList.from_bytes(file.read(), average)
+            return ChunkList.from_bytes(self._data(name, average), average)
         except (OSError, ValueError):
             return None
 
@@ -38,18 +40,21 @@ class ChunkCache:
     def read_bytes(self, name: str, average: int) -> bytes:
         """A list as it was written; empty when it is not there, or damaged."""
         try:
-            with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
-                return ChunkList.sealed(file.read())
+            return ChunkList.sealed(self._data(name, average))
         except (OSError, ValueError):
             return b""
 
-    def write(self, name: str, average: int, chunks: ChunkList) -> None:
+    def _data(self, name: str, average: int) -> bytes:
+        with open(open_file(self._path(name, average), os.O_RDONLY), "rb") as file:
+            return file.read()
+
+    def write(self, name: str, average: int, found: ChunkList) -> None:
         """Keep a list, if there is room for it."""
         temporary = os.path.join(self._folder, f"{secrets.token_hex(8)}.tmp")
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(chunks.to_bytes())
+                file.write(found.to_bytes())
             os.replace(temporary, self._path(name, average))
 
     def keep(self, names: Iterable[str]) -> None:
@@ -62,6 +67,19 @@ class ChunkCache:
 
     def _path(self, name: str, average: int) -> str:
         return os.path.join(self._folder, f"{name}.{average}")
+
+
+def cut_file(fd: int, average: int, buffer: memoryview) -> ChunkList:
+    """The chunks of a file as it is now; the buffer is for a near_window of it.
+
+    Raises OSError, EOFError where it becomes shorter.
+    """
+    ranges = list(data_of(fd, os.fstat(fd).st_size))
+
+    def read(start: int, stop: int) -> memoryview:
+        return fill(fd, buffer[: stop - start], start)
+
+    return ChunkList(ranges, chunks.cut(read, ranges, average))
 
 
 def name_of_file(st: os.stat_result) -> str:

@@ -57,25 +57,23 @@ class Laying:
         self._error: OSError | None = None
         self._whole = False
         with contextlib.ExitStack() as opened:
-            self._source, self._target = os.dup(source), -1
+            self._source = os.dup(source)
             opened.callback(os.close, self._source)
             self._target = os.dup(target)
             opened.callback(os.close, self._target)
-            self._opened = opened.pop_all()
             self._thread = threading.Thread(target=self._copy, daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:
-                self._opened.close()
-                raise
+            self._thread.start()
+            opened.pop_all()  # the thread closes them
 
     def _copy(self) -> None:
-        with self._opened:
-            try:
-                self._whole = all(self._copy_range(*one) for one in self._ranges)
-                self._whole &= name_of_file(os.fstat(self._source)) == self.mark
-            except OSError as error:
-                self._error = error
+        try:
+            copied = all(self._copy_range(*one) for one in self._ranges)
+            self._whole = copied and name_of_file(os.fstat(self._source)) == self.mark
+        except OSError as error:
+            self._error = error
+        finally:
+            os.close(self._target)
+            os.close(self._source)
 
     def _copy_range(self, start: int, stop: int) -> bool:
         """Whether anybody needs it still: the transfer may be gone, and all that it has staged."""

@@ -9,7 +9,6 @@ do.
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import closing
 
@@ -17,26 +16,22 @@ from tar_like import chunks
 from tar_like.chunks import SMALLEST_FILE, ChunkList
 from tar_like.dirfd import Walker, open_file
 from tar_like.process import large_buffer
-from tar_like.proxy.chunkcache import ChunkCache
+from tar_like.proxy.chunkcache import ChunkCache, cut_file
 from tar_like.proxy.ledger import Ledger, Row
 from tar_like.proxy.place import Destination
-from tar_like.reading import read_at
-from tar_like.sparse import data_of
 
 MOST = 1 << 30
 """Bytes of files that are read after one commit: what is likely to be in memory still."""
 
 
 def learn_chunks(destination: Destination, since: float, most: int = MOST) -> None:
-    """Remember the chunks of files that have come since, by Destination.now; of none if never.
+    """Remember the chunks of files that have come since, by Destination.now.
 
     Raises OSError, sqlite3.Error.
     """
-    if since == math.inf:
-        return
     cache = ChunkCache(destination.chunks)
     with closing(Ledger(destination.ledger)) as ledger, Walker(destination.root) as walker:
-        for row in ledger.landed_since(int(since * 1e9), SMALLEST_FILE, most):
+        for row in ledger.landed_since(since * 1e9, SMALLEST_FILE, most):
             average = chunks.average(row.size)
             if row.size > most or cache.has(row.digest.hex(), average):
                 continue
@@ -56,16 +51,7 @@ def _chunks_of(walker: Walker, row: Row, average: int) -> ChunkList | None:
     try:
         if not row.is_of(os.fstat(fd)):
             return None
-        buffer = large_buffer(chunks.near_window(average))
-
-        def read(start: int, stop: int) -> memoryview:
-            view = buffer[: stop - start]
-            if read_at(fd, view, start) < len(view):
-                raise EOFError
-            return view
-
-        ranges = list(data_of(fd, row.size))
-        found = ChunkList(ranges, chunks.cut(read, ranges, average))
+        found = cut_file(fd, average, large_buffer(chunks.near_window(average)))
         return found if row.is_of(os.fstat(fd)) else None
     except (EOFError, OSError):
         return None

@@ -215,7 +215,7 @@ class Ledger:
             _fill(self._db, "wanted", ((one,) for one in wanted))
             yield from map(Row._make, self._db.execute(_BY_DIGEST))
 
-    def landed_since(self, time: int, least: int, most: int) -> Iterator[Row]:
+    def landed_since(self, time: float, least: int, most: int) -> Iterator[Row]:
         """Its files of these sizes whose ctime is not before that (ns), the last ones first.
 
         Raises sqlite3.Error.

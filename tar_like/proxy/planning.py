@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +46,7 @@ from tar_like.proxy.look import find_touched, read_look
 from tar_like.proxy.outcome import PLANNING, attempt, keep_room, write_outcome
 from tar_like.proxy.patch import patch_of
 from tar_like.proxy.place import HOME, LAYING_LOCK, PLAN_LOCK, Destination, held
+from tar_like.proxy.poll import Poll
 from tar_like.proxy.seal import seal
 from tar_like.proxy.snapshot import Basis, basis
 from tar_like.proxy.sorter import Sorter
@@ -360,14 +360,13 @@ class Planning:
 
         A patch is planned at once then, unless it adopts what others have staged.
         """
-        laying, seconds = self._assemblers.laying, 0.001
+        laying, poll = self._assemblers.laying, Poll()
         if laying is None or patch_of(self._path) is None or self._destination.donors(self._id):
             return False
         while not os.path.exists(self._file("answers.db")):
             if not laying.running:
                 return False
-            time.sleep(seconds)
-            seconds = min(0.02, 1.03 * seconds)
+            poll.wait()
         try:
             self._locks.enter_context(held(self._file(LAYING_LOCK), wait=0))
         except BlockingIOError:
@@ -433,18 +432,12 @@ class Planning:
             digest_of = opened.enter_context(self._digests())
             entries = (entry for entry, _ in found.lacking(self._index))
             lacking = sorter.left(entries, digest_of, Segments(self._index))
-            build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
+            self._planned = build_plan(self._index, lacking, plan, wish.block_size, sorter.part)
             db.execute("COMMIT")
-        self._planned = self._id_of(plan)
         if self._destination.donors(self._id) and not self._fits(plan):
             self._without_donors(folder, wish)
             return
         self._publish(temporary, plan)
-
-    def _id_of(self, plan_path: str) -> str:
-        plan = Plan(plan_path, self._index.path)
-        plan.close()
-        return plan.id
 
     def _fits(self, plan_path: str) -> bool:
         """Whether there is room for a plan, beside what donors hold."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 import os
 import select
 import signal
@@ -378,13 +377,13 @@ class _Supervisor:
         from tar_like.proxy.learning import learn_chunks
         from tar_like.proxy.look import learn
 
-        destination = self._destination
-        begun = math.inf
-        with contextlib.suppress(OSError):  # no room, say: there is nothing to learn then
-            begun = destination.now()
+        destination, begun = self._destination, None
+        if self._options.lasting:
+            with contextlib.suppress(OSError):  # no room, say
+                begun = destination.now()
         run_commit(destination, transfer_id, token, self._options.jobs)
         complete = not os.path.exists(destination.transfer(transfer_id))
-        if complete and self._options.lasting:  # nobody waits for the end of this process
+        if complete and begun is not None:  # nobody waits for the end of this process
             os.nice(_IDLE)
             with contextlib.suppress(OSError, sqlite3.Error):
                 learn(destination)

@@ -22,6 +22,7 @@ from tar_like.proxy.patch import is_patch
 from tar_like.proxy.patching import read_head, take_patch
 from tar_like.proxy.place import Destination
 from tar_like.proxy.planning import Wish
+from tar_like.proxy.poll import Poll
 from tar_like.proxy.transfer import Transfer
 from tar_like.rules import PATCHED, Rules
 from tar_like.wire import LOOKING, OPEN, RECEIVING, Look, Status, bitmap
@@ -32,22 +33,6 @@ COMMIT_START = 15.0
 """Seconds after which a commit that left no trace is asked for again."""
 BEGIN_ANEW = 2.0
 """Seconds in which a transfer that a commit begins anew is there again."""
-POLL = 0.001, 0.02
-"""Seconds between two looks at what another process does: the first time, and at most."""
-
-
-class _Poll:
-    """Waits a little longer each time: what is quick is not kept waiting, what is slow not asked
-    about all the time.
-    """
-
-    def __init__(self) -> None:
-        self._seconds, self._most = POLL
-
-    def wait(self) -> None:
-        """Wait once."""
-        time.sleep(self._seconds)
-        self._seconds = min(self._most, 1.03 * self._seconds)
 
 
 class Starter(Protocol):
@@ -136,7 +121,7 @@ class Transfers:
                 begin_draft(self.destination, transfer.path, spare=status.bytes, wait=0.0)
             return status
         wish = replace(wish, told={})  # of use only where a few small files differ
-        deadline, poll = time.monotonic() + WAIT, _Poll()
+        deadline, poll = time.monotonic() + WAIT, Poll()
         begun, transfer.planner = transfer.planner, ""
         token, started = begun or secrets.token_hex(8), bool(begun)
         while True:
@@ -225,7 +210,7 @@ class Transfers:
 
         Raises NotFound when that tree is another one, or nobody takes that look any more.
         """
-        deadline, poll = time.monotonic() + WAIT, _Poll()
+        deadline, poll = time.monotonic() + WAIT, Poll()
         while (seen := look.read_look(self.destination, token)) is None:
             if look.last_index(self.destination) != index:
                 raise NotFound("That is not the tree that was committed last: offer its index.")
@@ -240,7 +225,7 @@ class Transfers:
 
     def _status_within(self, transfer_id: str, seconds: float) -> Status:
         """A status; a transfer that is being begun anew has time to be there again."""
-        deadline, poll = time.monotonic() + seconds, _Poll()
+        deadline, poll = time.monotonic() + seconds, Poll()
         while True:
             try:
                 return self.status(transfer_id)
@@ -257,7 +242,7 @@ class Transfers:
         revoked, ``receiving``; or ``open``, where there is no plan (any more). Raises Conflict
         when blocks are missing, and what went wrong.
         """
-        deadline, poll = time.monotonic() + WAIT, _Poll()
+        deadline, poll = time.monotonic() + WAIT, Poll()
         token = ""
         asked = 0.0
         while True:
