@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tar_like.errors import NoSpace
 from tar_like.plan import Plan
+from tar_like.proxy import room
 from tar_like.proxy.expire import expire
 from tar_like.proxy.laying import bytes_left
 from tar_like.proxy.place import Destination
 from tar_like.proxy.receipts import Receipts
+from tar_like.proxy.transfer import Transfer
 from tests.e2e.harness import Job, Result, run, sync, wait_for
 from tests.e2e.test_patch import assert_ledger, was_patched
 from tests.trees import assert_same
@@ -88,7 +91,9 @@ def assert_made_once(result: Result, work: Path) -> None:
     assert_ledger(src, dst, work)
 
 
-def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> None:
+def test_blocks_arrive_meanwhile_and_the_commit_waits(
+    work: Path, src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dst = work / "dst"
     with copying(src, dst) as (job, transfer):
         job.freeze()
@@ -99,7 +104,21 @@ def test_blocks_arrive_meanwhile_and_the_commit_waits(work: Path, src: Path) -> 
         destination = Destination(str(dst))
         destination.prepare()
         assert expire(destination, 0.0) == []
+        one = Transfer(destination, transfer.name)
+        one.check_room()
+        monkeypatch.setattr(room, "_free", lambda _: room.Room(left + room.RESERVE, 1 << 20))
+        with pytest.raises(NoSpace):
+            one.check_room()
+        one.close()
         job.thaw()
+        result = job.end().verify(0)
+    assert_made_once(result, work)
+
+
+def test_what_was_shifted_is_not_taken_as_it_lies(work: Path, src: Path) -> None:
+    dst = work / "dst"
+    (src / "large").write_bytes(b"put in" * 1000 + (dst / "large").read_bytes())
+    with Job("sync", src, dst, "--delete", "-s", "64K", prefix=SLOWLY) as job:
         result = job.end().verify(0)
     assert_made_once(result, work)
 
@@ -139,15 +158,31 @@ def test_what_others_take_over_has_no_gaps(work: Path, src: Path) -> None:
     assert_same(src, dst)
 
 
+def test_what_was_believed_in_vain_is_no_fault_of_the_source(work: Path, src: Path) -> None:
+    """The next run takes over a file with gaps that the run before says are none."""
+    dst = work / "dst"
+    with copying(src, dst) as (job, transfer):
+        wait_for("all blocks", lambda: not missing(transfer), unless=job.ended)
+        job.kill()
+        (transfer / "laid").write_text(plan_of(transfer).id)
+    (src / "small").write_bytes(b"changed once more")
+    run("sync", src, dst, "--delete", codes=(1,)).sentence("large: .* is damaged")
+    run("sync", src, dst, "--delete").verify(0)
+    assert_same(src, dst)
+
+
+def plan_of(transfer: Path) -> Plan:
+    """Its plan, closed; the figures stay."""
+    plan = Plan(str(transfer / "plan.db"), str(transfer / "index.db"))
+    plan.close()
+    return plan
+
+
 def missing(transfer: Path) -> int:
     """How many blocks a transfer lacks."""
     receipts = Receipts(str(transfer / "receipts"))
     receipts.refresh()
-    plan = Plan(str(transfer / "plan.db"), str(transfer / "index.db"))
-    try:
-        return plan.block_count - receipts.received
-    finally:
-        plan.close()
+    return plan_of(transfer).block_count - receipts.received
 
 
 @pytest.mark.parametrize("killed", [False, True])

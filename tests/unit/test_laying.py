@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,8 @@ from tar_like.proxy import laying
 from tar_like.proxy.chunkcache import name_of_file
 from tar_like.proxy.copying import copy_range
 from tar_like.proxy.laying import Laying
+from tar_like.proxy.planning import Planning
+from tests.unit.receiver import Job
 
 STEP = 4096
 SIZE = 20 * STEP + 77
@@ -210,3 +213,30 @@ def test_what_is_left_between_ranges(dice: random.Random) -> None:
         left = {byte for a, b in laying._between(start, stop, ranges) for byte in range(a, b)}
         taken = {byte for a, b in ranges for byte in range(a, b)}
         assert left == set(range(start, stop)) - taken
+
+
+@pytest.mark.parametrize("synced", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_copy_is_noted_once_it_is_whole_and_synced(
+    work: Path, monkeypatch: pytest.MonkeyPatch, synced: bool, whole: bool
+) -> None:
+    (work / "src").mkdir()
+    job = Job(work / "src", work / "dst", negotiate=False)
+    noted = job.path / "laid"
+    before: list[bool] = []
+
+    def sync() -> None:
+        before.append(noted.exists())
+        if not synced:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    copy = SimpleNamespace(released=True, wait=lambda: whole)
+    with Planning(job.destination, job.id) as planning:
+        monkeypatch.setattr(planning, "_pool", SimpleNamespace(laying=copy, close=lambda: None))
+        monkeypatch.setattr(planning, "_planned", "a plan")
+        monkeypatch.setattr(planning, "_sync", sync)
+        planning._end_laying()
+    assert before == [False] * whole
+    assert laying.is_laid(str(job.path), "a plan") == (whole and synced) == noted.exists()
+    assert not laying.is_laid(str(job.path), "another plan")
+    job.transfer.close()

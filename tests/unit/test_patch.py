@@ -43,7 +43,7 @@ from tar_like.proxy.look import (
 from tar_like.proxy.offer import offer
 from tar_like.proxy.patch import Patch
 from tar_like.proxy.patching import BODY, take_patch
-from tar_like.proxy.place import Destination, held
+from tar_like.proxy.place import PLAN_LOCK, Destination, held
 from tar_like.proxy.planning import Planning, Wish
 from tar_like.proxy.recall import exact_sights
 from tar_like.proxy.rows import Rows
@@ -404,6 +404,23 @@ def test_the_plan_of_a_large_file_is_begun_before_it_is_negotiated(
         assert status.state == "open"
         assert len(asked.plans) == count
     assert asked.plans[1][1] != token
+
+
+def test_a_plan_that_somebody_makes_is_not_begun_once_more(
+    work: Path, source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers_module, "WAIT", 0.0)
+    (source / "large").write_bytes(bytes(1 << 20))
+    tree, body, _ = honest(source, target, work / "spool")
+    asked = Asked()
+    transfers, transfer = offered(target, tree, body, asked)
+    wish = Wish(block_size=8192, ask=True)
+    with held(os.path.join(target.destination.transfer(transfer), PLAN_LOCK)):
+        monkeypatch.setattr(transfers.get(transfer), "state", lambda _: None)
+        assert transfers.negotiate(transfer, wish, Rules()).state == "open"
+    assert asked.plans == []
+    assert transfers.negotiate(transfer, wish, Rules()).state == "open"
+    assert len(asked.plans) == 1
 
 
 @pytest.mark.parametrize("why", ["small", "not said", "rules"])
